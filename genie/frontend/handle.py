@@ -1,0 +1,49 @@
+"""Names of remote values, and the host-known copies ("shadows") of small ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from genie.frontend.recorder import Recorder
+
+#: gid of an ``empty`` that nothing has used yet: it is recorded at its first use, or never
+UNRECORDED = -(1 << 62)
+
+
+class Shadow:
+    """A small value that the host knows, kept beside the remote one.
+
+    ``tensor`` is a CPU tensor with the same contents; shadows of views are views of shadows, and
+    ``alive`` (a one-element list) is shared by all aliases: a write by unknown data kills them all.
+    """
+
+    __slots__ = ("alive", "tensor")
+
+    def __init__(self, tensor: Tensor, alive: list[bool]) -> None:
+        self.tensor, self.alive = tensor, alive
+
+
+class Handle:
+    """Names one remote value; when the last tensor that holds it dies, the value is released.
+
+    ``gid`` >= 0 numbers values made by programs, in program order; < 0 those uploaded.
+    """
+
+    __slots__ = ("__weakref__", "empty", "gid", "rec", "shadow")
+
+    def __init__(self, rec: Recorder, gid: int) -> None:
+        self.rec = rec
+        self.gid = gid
+        self.shadow: Shadow | None = None
+        self.empty: Any = None  # the (func, args, kwargs) of an unrecorded ``empty``
+
+    def __del__(self) -> None:
+        gid = self.gid
+        base, alive = self.rec.scope
+        if gid >= base:
+            alive[gid - base] = 0
+        elif gid != UNRECORDED:
+            self.rec.dead.append(gid)

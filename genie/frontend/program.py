@@ -1,0 +1,78 @@
+"""A recorded program on its way to an executor, and the Protocol that executors follow."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Protocol
+
+from torch import Tensor
+
+from genie.frontend.entries import Entry
+from genie.wire.messages import Check, OpDef, ProgramReceipt, Relayout, TemplateBody, TensorSpec
+
+
+@dataclass
+class Program:
+    """Instructions between two syncs, in program order.
+
+    ``key`` identifies the template: equal keys mean equal code, kept slots and definitions.
+    ``ext`` are the handles bound to the template's externals, in order. ``inputs`` are small host
+    tensors that travel along. ``release`` are handles whose tensors died; they may still be used
+    by this program and are freed after it.
+    """
+
+    key: tuple[bytes, bytes]
+    n_ext: int
+    n_slots: int
+    literals: list[int]
+    floats: list[float]
+    ext: list[int]
+    base: int
+    inputs: list[tuple[int, Tensor]]
+    release: list[int]
+    entries: list[Entry]
+    fresh: list[int]  # instructions whose entry is used for the first time
+    sites: list[tuple[CodeType, int] | None]
+    capture_s: float = 0.0
+
+    def tids(self) -> list[int]:
+        """The op definitions that the program uses, each once."""
+        return list(dict.fromkeys(e.tid for e in self.entries))
+
+    def body(self, defs: list[OpDef]) -> TemplateBody:
+        return TemplateBody(defs, self.key[0], self.n_ext, self.n_slots, self.key[1])
+
+    def checks(self) -> list[Check]:
+        return [Check(i, self.entries[i].wire_specs()) for i in self.fresh if self.entries[i].outs]
+
+    def kept_handles(self) -> list[int]:
+        slots = array("i")
+        slots.frombytes(self.key[1])
+        return [self.base + s for s in slots]
+
+
+@dataclass
+class Outcome:
+    """What an executor reports of one program."""
+
+    fetched: list[Tensor] = field(default_factory=list)
+    described: list[TensorSpec] = field(default_factory=list)
+    relayouts: list[Relayout] = field(default_factory=list)
+    receipt: ProgramReceipt | None = None
+
+
+class Executor(Protocol):
+    """Where programs run. All calls come from one thread at a time (the recorder's lock)."""
+
+    #: largest host tensor in bytes that should travel inside a program instead of by `upload`
+    inline_bytes: int
+
+    def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
+        """Binds ``handle`` to the content of a dense CPU tensor, as it is now."""
+
+    def execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
+        """Runs the program; ``fetch`` are handles to read back as CPU tensors."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,364 @@
+"""Records operations on device ``genie`` in program order and hands programs to an executor.
+
+The hot path is `Recorder.record`: build a key, look up its `Entry`, append a few ints, wrap the
+outputs. Shape inference, patterns and checks happen once per key, on a miss.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from array import array
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genie.errors import RemoteError, SessionClosedError, UnsupportedOpError
+from genie.frontend import shadows
+from genie.frontend.callsite import describe, is_internal
+from genie.frontend.entries import DataDependent, Entry, define, dynamic_entry, make_entry
+from genie.frontend.handle import UNRECORDED, Handle, Shadow
+from genie.frontend.program import Executor, Outcome, Program
+from genie.frontend.specs import Spec, spec
+from genie.frontend.tensor import LazyTensor, wrap
+from genie.wire.messages import TensorSpec
+
+#: a program is sent, without waiting, when it has this many instructions
+MAX_INSTRUCTIONS = 4096
+#: host tensors up to this many bytes keep a shadow
+SHADOW_BYTES = 8192
+
+_TRUE, _FALSE, _FLOAT, _KWARGS = object(), object(), object(), object()
+
+
+class Recorder:
+    """One per session. Not shared between sessions; its lock makes it safe between threads."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.lock = threading.RLock()
+        self.entries: dict[tuple, Entry] = {}
+        self.closed: str | None = None
+        self.scope: tuple[int, bytearray] = (0, bytearray())
+        self.dead: list[int] = []
+        self.programs = 0
+        self.syncs = 0
+        self.ops = 0
+        self.capture_s = 0.0
+        self._uploads = 0
+        self._begin(0)
+
+    # -- recording -------------------------------------------------------------------------------
+
+    def _begin(self, base: int) -> None:
+        self._code: list[int] = []
+        self._literals: list[int] = []
+        self._floats: list[float] = []
+        self._entries: list[Entry] = []
+        self._fresh: list[int] = []
+        self._sites: list[tuple[CodeType, int] | None] = []
+        self._ext: dict[int, int] = {}
+        self._inputs: list[tuple[int, Tensor]] = []
+        self._base = base
+        self._alive = bytearray()
+        self._started = 0.0
+        # One atomic store: a handle that dies in between finds either the old scope or the new one.
+        self.scope = (base, self._alive)
+
+    def record(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Appends one op; returns what the op returns, as lazy tensors."""
+        with self.lock:
+            key: list[Any] = [func]
+            add = key.append
+            slots: list[int] = []
+            floats: list[float] = []
+            tensors: list[LazyTensor] = []
+            base = self._base
+            known = True
+            for a in args:
+                cls = a.__class__
+                if cls is LazyTensor:
+                    h = a._h
+                    gid = h.gid
+                    if h.rec is not self or gid == UNRECORDED:
+                        gid = self._adopt(h)
+                    add(a._spec)
+                    tensors.append(a)
+                    slots.append(gid - base if gid >= base else self._external(gid))
+                    if h.shadow is None:
+                        known = False
+                elif cls is int:
+                    add(a)
+                elif cls is float:
+                    add(_FLOAT)
+                    floats.append(a)
+                else:
+                    known &= self._argument(a, add, slots, floats, tensors)
+            if kwargs:
+                add(_KWARGS)
+                for name, a in kwargs.items():
+                    add(name)
+                    known &= self._argument(a, add, slots, floats, tensors)
+            if floats and func in shadows.SIZED_BY_FLOATS:
+                key.extend(map(repr, floats))
+            hashed = tuple(key)
+            entry = self.entries.get(hashed)
+            if entry is None:
+                try:
+                    entry = make_entry(func, args, kwargs, tensors)
+                except DataDependent:
+                    return self._record_dynamic(func, args, kwargs, slots, floats, tensors)
+                self.entries[hashed] = entry
+            return self._append(func, args, kwargs, entry, slots, floats, tensors, known)
+
+    def _append(self, func, args, kwargs, entry, slots, floats, tensors, known) -> Any:  # type: ignore[no-untyped-def]
+        alive = self._alive
+        if not entry.checked:
+            entry.checked = True
+            self._fresh.append(len(self._entries))
+        if not self._entries:
+            self._started = time.perf_counter()
+        frame = sys._getframe(2)
+        while frame is not None and is_internal(frame.f_code):
+            frame = frame.f_back
+        self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
+        self._entries.append(entry)
+        self._code.append(entry.tid)
+        if slots:
+            self._code += slots
+        if entry.literals:
+            self._literals += entry.literals
+        if floats:
+            self._floats += floats
+        single = entry.single
+        if single is not None:
+            handle = Handle(self, self._base + len(alive))
+            alive.append(1)
+            out: Any = wrap(single, handle)
+            if known and single.nbytes <= SHADOW_BYTES:
+                shadows.propagate(func, args, kwargs, (out,))
+            if entry.views and handle.shadow is None:
+                shadows.kill(tensors)
+        else:
+            if entry.writes:
+                shadows.write(func, args, kwargs, tensors, known)
+                known = False
+            flat: list[Any] = []
+            for r in entry.results:
+                if r.__class__ is int:
+                    flat.append(tensors[r])
+                elif r is None:
+                    flat.append(None)
+                else:
+                    handle = Handle(self, self._base + len(alive))
+                    alive.append(1)
+                    flat.append(wrap(r, handle))
+            if known and flat and all(s.nbytes <= SHADOW_BYTES for s in entry.outs):
+                shadows.propagate(func, args, kwargs, flat)
+            if entry.views and flat and flat[0]._h.shadow is None:
+                shadows.kill(tensors)
+            container = entry.container
+            out = (flat[0] if flat else None) if container is None else container(flat)
+        if len(self._entries) >= MAX_INSTRUCTIONS:
+            self.flush()
+        return out
+
+    def _argument(self, a: Any, add: Any, slots: list, floats: list, tensors: list) -> bool:
+        """Adds one argument of any kind to the key; False when it holds a value the host lacks."""
+        cls = a.__class__
+        if a is None or cls is str or cls is torch.dtype or cls is torch.memory_format or cls is torch.layout:
+            add(a)
+            return True
+        if cls is bool:
+            add(_TRUE if a else _FALSE)
+            return True
+        if cls is int:
+            add(a)
+            return True
+        if cls is float:
+            add(_FLOAT)
+            floats.append(a)
+            return True
+        if cls is LazyTensor:
+            h = a._h
+            gid = h.gid
+            if h.rec is not self or gid == UNRECORDED:
+                gid = self._adopt(h)
+            add(a._spec)
+            tensors.append(a)
+            slots.append(gid - self._base if gid >= self._base else self._external(gid))
+            return h.shadow is not None
+        if cls is list or cls is tuple:
+            known, part = True, []
+            for x in a:
+                if x.__class__ is float:
+                    part.append(repr(x))
+                    floats.append(x)
+                else:
+                    known &= self._argument(x, part.append, slots, floats, tensors)
+            add(tuple(part))
+            return known
+        if cls is torch.device:
+            add(cls)
+            return True
+        if isinstance(a, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise UnsupportedOpError("symbolic sizes cannot be captured lazily: compile with backend='genie' instead")
+        add((cls, repr(a)))
+        return True
+
+    def _external(self, gid: int) -> int:
+        slot = self._ext.get(gid)
+        if slot is None:
+            slot = self._ext[gid] = -len(self._ext) - 1
+        return slot
+
+    def _adopt(self, h: Handle) -> int:
+        """The slow ways to a gid: an ``empty`` recorded at its first use, or a foreign handle."""
+        if h.rec is not self:
+            why = h.rec.closed
+            raise SessionClosedError(
+                f"this tensor belongs to a session that has ended ({why}): move the model to the new session again"
+                if why
+                else "tensors of two Genie sessions met in one op: move one of them through the CPU with .cpu()"
+            )
+        func, args, kwargs = h.empty
+        fresh = self.record(func, args, kwargs)
+        h.empty = None
+        other = fresh._h
+        h.gid, other.gid = other.gid, UNRECORDED
+        return h.gid
+
+    def _record_dynamic(self, func, args, kwargs, slots, floats, tensors) -> Any:  # type: ignore[no-untyped-def]
+        """An op whose output specs only the server can tell: run up to it and ask."""
+        entry = dynamic_entry(func, args, kwargs)
+        entry.checked = True
+        if all(o == 0 for o in entry.results):
+            return self._append(func, args, kwargs, entry, slots, floats, tensors, False)
+        self._append_dynamic(entry, slots, floats)
+        handles = []
+        for _ in (r for r in entry.results if r is None):
+            handles.append(Handle(self, self._base + len(self._alive)))
+            self._alive.append(1)
+        outcome = self.flush(describe=[h.gid for h in handles])
+        outs: list[Any] = []
+        values = iter(zip(handles, outcome.described, strict=True))
+        for r in entry.results:
+            outs.append(tensors[r] if r is not None else _described(*next(values)))
+        return outs[0] if entry.container is None else tuple(outs)
+
+    def _append_dynamic(self, entry: Entry, slots: list, floats: list) -> None:
+        self._sites.append(None)
+        self._entries.append(entry)
+        self._code.append(entry.tid)
+        self._code += slots
+        self._literals += entry.literals
+        self._floats += floats
+
+    # -- values from and to the host -------------------------------------------------------------
+
+    def bind_host(self, tensor: Tensor, is_parameter: bool) -> Handle:
+        """A handle for the present content of a dense CPU tensor."""
+        with self.lock:
+            self._uploads += 1
+            handle = Handle(self, -self._uploads)
+            if tensor.nbytes <= self.executor.inline_bytes and not is_parameter:
+                copy = tensor.detach().clone(memory_format=torch.preserve_format)
+                self._inputs.append((handle.gid, copy))
+                if tensor.nbytes <= SHADOW_BYTES:
+                    # The shadow may be written to by later ops; the copy that travels must not.
+                    handle.shadow = Shadow(copy.clone(), [True])
+            else:
+                self.executor.upload(handle.gid, tensor, is_parameter)
+            return handle
+
+    def fetch(self, tensors: list[LazyTensor]) -> list[Tensor]:
+        """The tensors' values on the CPU: one round trip, or none where the host knows them."""
+        with self.lock:
+            shadows_ = [t._h.shadow for t in tensors]
+            if all(s is not None and s.alive[0] for s in shadows_):
+                return [s.tensor.clone() for s in shadows_]  # type: ignore[union-attr]
+            gids = [self.gid_of(t) for t in tensors]
+            self.syncs += 1
+            return self.flush(fetch=gids).fetched
+
+    def flush(self, fetch: list[int] | None = None, describe: list[int] | None = None) -> Outcome:
+        """Sends what is recorded. Raises the server's error, naming the Python line it came from."""
+        with self.lock:
+            if self.closed:
+                raise SessionClosedError(f"this session has ended ({self.closed}): open a new one")
+            if not (self._entries or fetch or describe or self._inputs or self.dead):
+                return Outcome()
+            program = self._finish()
+            try:
+                outcome = self.executor.execute(program, fetch or [], describe or [])
+            except RemoteError as exc:
+                _add_site(exc, program)
+                raise
+            for r in outcome.relayouts:
+                program.entries[r.instruction].correct(r.output, r.stride)
+            return outcome
+
+    def _finish(self) -> Program:
+        old_alive, base, ended = self._alive, self._base, time.perf_counter()
+        dead, self.dead = self.dead, []
+        program = Program(
+            key=(b"", b""),
+            n_ext=len(self._ext),
+            n_slots=len(old_alive),
+            literals=self._literals,
+            floats=self._floats,
+            ext=list(self._ext),
+            base=base,
+            inputs=self._inputs,
+            release=dead,
+            entries=self._entries,
+            fresh=self._fresh,
+            sites=self._sites,
+            capture_s=ended - self._started if self._entries else 0.0,
+        )
+        code = array("i", self._code).tobytes()
+        self.programs += 1 if self._entries else 0
+        self.ops += len(self._entries)
+        self.capture_s += program.capture_s
+        self._begin(base + len(old_alive))
+        kept = array("i", [i for i, a in enumerate(old_alive) if a]).tobytes()
+        program.key = (code, kept)
+        return program
+
+    def gid_of(self, t: LazyTensor) -> int:
+        """The gid of a tensor, recording an ``empty`` that nothing has used yet."""
+        gid = t._h.gid
+        return self._adopt(t._h) if t._h.rec is not self or gid == UNRECORDED else gid
+
+    def seed(self, seed: int) -> None:
+        """Seeds the session's random numbers, in program order."""
+        with self.lock:
+            tid = define("genie::manual_seed", [["i"]], {}, [])
+            entry = Entry("genie::manual_seed", tid, (seed,), [], None, False)
+            entry.checked = True
+            self._append_dynamic(entry, [], [])
+
+    def close(self, reason: str) -> None:
+        """Ends the session: later use of its tensors raises SessionClosedError."""
+        with self.lock:
+            if self.closed is None:
+                self.closed = reason
+                self.executor.close()
+
+
+def _described(handle: Handle, s: TensorSpec) -> LazyTensor:
+    return wrap(_spec_from_wire(s), handle)
+
+
+def _spec_from_wire(s: TensorSpec) -> Spec:
+    return spec(tuple(s.shape), tuple(s.stride), s.offset, getattr(torch, s.dtype))
+
+
+def _add_site(exc: RemoteError, program: Program) -> None:
+    index = getattr(exc, "instruction", -1)
+    site = program.sites[index] if 0 <= index < len(program.sites) else None
+    if site is not None:
+        exc.args = (f"{exc.args[0]}\n  recorded at {describe(*site)}", *exc.args[1:])

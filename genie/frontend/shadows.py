@@ -1,0 +1,100 @@
+"""Keeps host-known copies of small values up to date, so that reading them costs no round trip.
+
+`generate()` reads a few tiny tensors that follow from Python numbers alone (masks, lengths); their
+ops are applied to CPU copies as they are recorded. Only ops listed here carry a shadow on: all are
+deterministic, and exact on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genie.frontend.handle import Shadow
+from genie.frontend.tensor import LazyTensor
+
+aten = torch.ops.aten
+
+SIZED_BY_FLOATS = frozenset(
+    {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.range.default, aten.range.step}
+)
+
+_VIEWS = frozenset({
+    aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.expand.default,
+    aten.slice.Tensor, aten.select.int, aten.t.default, aten.transpose.int, aten.permute.default,
+    aten._unsafe_view.default, aten.unbind.int,
+})  # fmt: skip
+_PURE = frozenset({
+    aten.full.default, aten.zeros.default, aten.ones.default, aten.scalar_tensor.default,
+    aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full_like.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.new_ones.default, aten.new_zeros.default,
+    aten.new_full.default,
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.rsub.Scalar,
+    aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar,
+    aten.eq.Tensor, aten.ne.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor,
+    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default,
+    aten.logical_and.default, aten.logical_or.default, aten.logical_not.default,
+    aten.all.default, aten.any.default, aten.all.dim, aten.any.dim, aten.max.default, aten.min.default,
+    aten.sum.default, aten.sum.dim_IntList, aten.cumsum.default, aten.cat.default, aten.clone.default,
+    aten._to_copy.default, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten.where.self,
+    aten.masked_fill.Scalar, aten.eye.default,
+})  # fmt: skip
+_IN_PLACE = frozenset({
+    aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor, aten.fill_.Scalar, aten.zero_.default,
+    aten.copy_.default, aten.masked_fill_.Scalar,
+})  # fmt: skip
+_INTEGRAL = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+
+
+def _host(value: Any) -> Any:
+    """The argument with tensors replaced by shadows; raises LookupError when one is gone."""
+    if isinstance(value, LazyTensor):
+        shadow = value._h.shadow
+        if shadow is None or not shadow.alive[0]:
+            raise LookupError
+        return shadow.tensor
+    if isinstance(value, (list, tuple)):
+        return [_host(v) for v in value]
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value
+
+
+def propagate(func: Any, args: tuple, kwargs: dict[str, Any], outs: Any) -> None:
+    """Gives the outputs of a recorded op shadows, when the op and its inputs allow it."""
+    view = func in _VIEWS
+    if not view and func not in _PURE:
+        return
+    # Floating-point results may differ in the last bit between devices: only exact values count.
+    if not view and any(o._spec.dtype not in _INTEGRAL for o in outs):
+        return
+    try:
+        hosts = [_host(a) for a in args]
+        values = func(*hosts, **{k: _host(v) for k, v in kwargs.items() if k != "pin_memory"})
+    except LookupError:
+        return
+    alive = args[0]._h.shadow.alive if view else [True]
+    for out, value in zip(outs, values if isinstance(values, (list, tuple)) else (values,), strict=True):
+        out._h.shadow = Shadow(value, alive)
+
+
+def write(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list, known: bool) -> None:
+    """Applies an in-place op to shadows, or kills those of everything that it writes to."""
+    target = tensors[0]._h.shadow if tensors else None
+    if known and target is not None and func in _IN_PLACE and target.tensor.dtype in _INTEGRAL:
+        try:
+            func(*[_host(a) for a in args], **{k: _host(v) for k, v in kwargs.items()})
+            return
+        except LookupError:
+            pass
+    kill(tensors)
+
+
+def kill(tensors: list) -> None:
+    """Forgets the shadows of these tensors and of all their aliases: a write may reach them unseen."""
+    for t in tensors:
+        shadow = t._h.shadow
+        if shadow is not None:
+            shadow.alive[0] = False
+            t._h.shadow = None

@@ -1,0 +1,105 @@
+"""`LazyTensor`: what a PyTorch program holds instead of data when its device is ``genie``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from genie.errors import UnsupportedOpError
+from genie.frontend.handle import Handle
+from genie.frontend.specs import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: filled by `dispatch.py`; op overload -> handler(func, args, kwargs)
+HANDLERS: dict[Any, Callable[[Any, tuple, dict[str, Any]], Any]] = {}
+
+_EMPTY: dict[str, Any] = {}
+
+
+class LazyTensor(torch.Tensor):
+    """A tensor on device ``genie``: its geometry is here, its data is wherever the session runs.
+
+    ``_h`` names the value, ``_spec`` is its geometry. Detached copies share the handle.
+    """
+
+    _h: Handle
+    _spec: Spec
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        handler = HANDLERS.get(func)
+        if handler is None:
+            from genie.frontend.dispatch import choose_handler
+
+            handler = choose_handler(func)
+        return handler(func, args, _EMPTY if kwargs is None else kwargs)
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        if not isinstance(other, LazyTensor):
+            raise UnsupportedOpError(
+                "tensor.data cannot change the device from 'genie' in place: use module.to() or tensor.to()"
+            )
+        torch.Tensor.data.__set__(self, other.detach())  # type: ignore[attr-defined]
+        self._h, self._spec = other._h, other._spec
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        text = repr(self.detach().cpu())
+        head, _, tail = text.rpartition(")")
+        extra = ", device='genie:0'" + (", requires_grad=True" if self.requires_grad and self.is_leaf else "")
+        if self.grad_fn is not None:
+            extra += f", grad_fn=<{type(self.grad_fn).__name__}>"
+        return f"{head}{extra}){tail}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        if id(self) in memo:
+            return memo[id(self)]
+        if not self.is_leaf:
+            raise RuntimeError("only leaf tensors can be deep-copied: use .detach() or .clone() first")
+        with torch.no_grad():
+            new = self.detach().clone(memory_format=torch.preserve_format)
+        if isinstance(self, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, self.requires_grad)
+        else:
+            new.requires_grad_(self.requires_grad)
+        if self.grad is not None:
+            new.grad = self.grad.__deepcopy__(memo)
+        memo[id(self)] = new
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedOpError(
+            "a tensor on device 'genie' cannot be pickled (its data is on a server): save model.cpu() or tensor.cpu()"
+        )
+
+    def tolist(self) -> Any:
+        return self.detach().cpu().tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("can't convert a tensor on device 'genie' to numpy: use tensor.cpu() first")
+
+    def data_ptr(self) -> int:
+        raise UnsupportedOpError("a tensor on device 'genie' has no address here: its data is on a server")
+
+
+_make = torch.Tensor._make_wrapper_subclass
+_DEVICE: list[torch.device] = []
+
+
+def wrap(s: Spec, handle: Handle) -> LazyTensor:
+    """A lazy tensor of geometry ``s`` for the value that ``handle`` names."""
+    t = _make(
+        LazyTensor, s.shape, strides=s.stride, storage_offset=s.offset, dtype=s.dtype, device=_DEVICE[0]
+    )
+    t._h = handle
+    t._spec = s
+    return t

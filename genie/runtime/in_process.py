@@ -1,0 +1,142 @@
+"""An executor in this very process: what capture costs, without a network (`genie.local`)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from genie.errors import GenieError, RemoteOpError
+from genie.frontend.entries import definition
+from genie.frontend.program import Outcome, Program
+from genie.frontend.session import Session
+from genie.frontend.specs import spec_of, to_wire
+from genie.server.engine import EngineError, OpTable, Template, compile_template
+from genie.server.store import HandleStore
+
+MAX_TEMPLATES = 4096
+
+
+class InProcessExecutor:
+    """Runs programs on ``device`` in this process. CPU parameters are used by reference.
+
+    A parameter that the program writes to is copied first. One that the *host* writes to after it
+    was moved would change under the session: that raises, because the old content is gone.
+    """
+
+    inline_bytes = 8192
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.store = HandleStore()
+        self.executed_ops = 0
+        self.remote_s = 0.0
+        self._ops = OpTable(device)
+        self._defined: set[int] = set()
+        self._templates: dict[tuple[bytes, bytes], Template] = {}
+        self._by_reference: dict[int, tuple[Tensor, int]] = {}
+        self._random_state: Tensor | None = None
+
+    def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
+        if self.device.type != "cpu":
+            self.store.bind(handle, tensor.to(self.device))
+        elif is_parameter:
+            self.store.bind(handle, tensor, shared=True)
+            self._by_reference[handle] = (tensor, tensor._version)
+        else:
+            self.store.bind(handle, tensor.clone(memory_format=torch.preserve_format))
+
+    def _template(self, program: Program) -> Template:
+        template = self._templates.get(program.key)
+        if template is None:
+            new = [t for t in program.tids() if t not in self._defined]
+            template = compile_template(program.body([definition(t) for t in new]), self._ops, self.device)
+            self._defined.update(new)
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.pop(next(iter(self._templates)))
+            self._templates[program.key] = template
+        return template
+
+    def execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
+        started = time.perf_counter()
+        try:
+            with torch.no_grad():
+                outcome = self._execute(program, fetch, describe)
+        except EngineError as exc:
+            error = RemoteOpError(f"{exc.op} failed: {exc.__cause__}")
+            error.instruction = exc.instruction  # type: ignore[attr-defined]
+            self.store.poison(program.kept_handles(), error)
+            raise error from exc
+        finally:
+            self.remote_s += time.perf_counter() - started
+        self.executed_ops += len(program.entries)
+        return outcome
+
+    def _execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
+        store = self.store
+        for handle, value in program.inputs:
+            store.bind(handle, value.to(self.device))
+        outcome = Outcome()
+        if program.entries:
+            template = self._template(program)
+            if self._by_reference:
+                self._check_references(program.ext)
+            ext = store.get_all(program.ext)
+            if template.mutated_ext:
+                for k in template.mutated_ext:
+                    self._by_reference.pop(program.ext[k], None)
+                if store.before_write([ext[k] for k in template.mutated_ext]):
+                    ext = store.get_all(program.ext)
+            if template.random:
+                kept, outcome.relayouts = self._with_own_randomness(template, ext, program)
+            else:
+                kept, outcome.relayouts = template.run(ext, program.literals, program.floats, program.checks())
+            store.bind_kept(program.base, template.kept, kept)
+        outcome.fetched = [_to_host(store.get(h)) for h in fetch]
+        outcome.described = [to_wire(spec_of(store.get(h))) for h in describe]
+        if program.release:
+            store.free(program.release)
+            for h in program.release:
+                self._by_reference.pop(h, None)
+        return outcome
+
+    def _check_references(self, handles: list[int]) -> None:
+        get = self._by_reference.get
+        for h in handles:
+            found = get(h)
+            if found is not None and found[0]._version != found[1]:
+                raise GenieError(
+                    "a CPU parameter was written to after it had been moved to device 'genie' by reference: "
+                    "move a clone (module.to(...) of a deepcopy), or write to the module on the device"
+                )
+
+    def _with_own_randomness(self, template: Template, ext: list[Tensor], program: Program) -> tuple:
+        """Random ops draw from the session's own state; the host's generator is left as it was."""
+        generator = torch.default_generator if self.device.type == "cpu" else torch.cuda.default_generators[self.device.index or 0]
+        host_state = generator.get_state()
+        if self._random_state is None:
+            own = torch.Generator(self.device)
+            own.seed()
+            self._random_state = own.get_state()
+        generator.set_state(self._random_state)
+        try:
+            return template.run(ext, program.literals, program.floats, program.checks())
+        finally:
+            self._random_state = generator.get_state()
+            generator.set_state(host_state)
+
+    def close(self) -> None:
+        self.store.clear()
+        self._templates.clear()
+        self._by_reference.clear()
+
+
+def _to_host(t: Tensor) -> Tensor:
+    """A copy that later programs cannot change."""
+    return t.cpu() if t.device.type != "cpu" else t.clone(memory_format=torch.preserve_format)
+
+
+def local(device: str | torch.device = "cpu") -> Session:
+    """A session that executes what it captures in this process. Use as a context manager."""
+    return Session(InProcessExecutor(torch.device(device)))

@@ -1,0 +1,242 @@
+"""Typed headers of every frame. Raw tensor bytes follow the header; nothing is ever pickled.
+
+A conversation: the server sends `Challenge` as soon as the connection opens, the client answers
+`Auth`, the server answers `Welcome` (or `Error` and closes). After that the client sends requests;
+the server handles them one by one in order. `Upload`, `Adopt` and `Release` have no reply of their
+own: a failure is kept and answers the next request that has one (the client's later results are
+poisoned by *that* error). All others are answered by exactly one message, or by `Error`.
+
+Handles are 64-bit ints chosen by the client; a session owns its own and sees no other's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of all headers; the tag is the class name."""
+
+
+class TensorSpec(msgspec.Struct, array_like=True, frozen=True):
+    """Geometry of one tensor. ``stride`` and ``offset`` count elements of ``dtype``.
+
+    ``storage`` indexes the frame's storages (see `Execute.storages`), or is -1 when the tensor is
+    dense and alone in the payload (its bytes are the elements in memory order of ``stride``).
+    """
+
+    dtype: str  # "float32": the torch attribute's name
+    shape: list[int]
+    stride: list[int]
+    offset: int = 0
+    storage: int = -1
+
+
+class Challenge(Message):
+    version: int
+    nonce: bytes
+
+
+class Auth(Message):
+    version: int
+    mac: bytes  # HMAC-SHA256(token, b"client" + challenge nonce)
+    nonce: bytes  # the server must prove the token too
+
+
+class Welcome(Message):
+    mac: bytes  # HMAC-SHA256(token, b"server" + client nonce)
+    pid: int
+    device: str  # "cpu:0 AMD EPYC" or "cuda:0 NVIDIA H200": type, index and model
+    device_type: str  # "cpu" | "cuda"
+    torch_version: str
+    session: int
+    memory_limit: int  # bytes this session may hold; 0 = no limit
+
+
+class Ping(Message):
+    """Empty round trip; a payload is read and dropped (for measuring bandwidth)."""
+
+
+class Pong(Message):
+    pass
+
+
+class Offer(Message):
+    """Contents that the client could upload: SHA-256 digests and sizes in bytes."""
+
+    digests: list[bytes]
+    nbytes: list[int]
+
+
+class Wanted(Message):
+    """Indices into the offer that the server does not have."""
+
+    missing: list[int]
+
+
+class Upload(Message):
+    """One dense tensor as payload. No reply. With a digest the server checks it and shares the
+    content with all sessions, read-only: an op that writes to it gets a private copy first."""
+
+    handle: int
+    spec: TensorSpec
+    digest: bytes | None = None
+
+
+class Adopt(Message):
+    """Binds a handle to content that the server already has. No reply."""
+
+    handle: int
+    spec: TensorSpec
+    digest: bytes
+
+
+class Release(Message):
+    """Frees handles. No reply."""
+
+    handles: list[int]
+
+
+class OpDef(msgspec.Struct, array_like=True, frozen=True):
+    """One op with its argument pattern; ``tid`` is the client's number for it in this session.
+
+    ``args``/``kwargs`` hold patterns: ``["t"]`` tensor, ``["tl", n]`` list of n tensors, ``["ol", [0, 1]]``
+    list of optional tensors (1 = present), ``["i"]`` int from the literal vector, ``["il", n]`` list of n
+    such ints, ``["f"]`` float from the float vector, ``["fl", n]`` list of n such floats, ``["n"]`` None,
+    ``["b", bool]``, ``["s", str]``, ``["dt", name]`` dtype, ``["mf", name]`` memory format,
+    ``["ly", name]`` layout, ``["dev"]`` the server's device, ``["bl", [bool, ...]]``, ``["c", re, im]``.
+    ``outs``: per flattened output -1 for a new tensor, k >= 0 when it *is* the k-th tensor
+    argument (in-place), -2 for an undefined tensor.
+    """
+
+    tid: int
+    op: str  # "aten::add.Tensor", overload always spelled ("default" if empty)
+    args: list
+    kwargs: dict[str, list]
+    outs: list[int]
+
+
+class TemplateBody(msgspec.Struct, array_like=True, frozen=True):
+    """A program without its literals: what the server compiles once.
+
+    ``code``: int32 LE: for each instruction its tid, then one slot per tensor argument in pattern
+    order. A slot >= 0 is the value made by the program (numbered as made, new tensors only);
+    -(k+1) is the k-th external handle. ``kept``: int32 LE slots that outlive the program.
+    """
+
+    defs: list[OpDef]  # definitions that this session has not sent before
+    code: bytes
+    n_ext: int
+    n_slots: int
+    kept: bytes
+
+
+class Check(msgspec.Struct, array_like=True, frozen=True):
+    """Predicted specs of one instruction's new outputs, sent the first time an entry is used."""
+
+    instruction: int
+    specs: list[TensorSpec]
+
+
+class Execute(Message):
+    """Runs one program, then answers `Result`. Every part but the nonce may be empty.
+
+    Order of work on the server: forget ``evict`` templates; free ``release``; bind ``inputs``
+    from the payload; run template ``template`` (``body`` comes along the first time); bind kept
+    slot s to handle ``base + s``; read ``fetch`` into the reply; free ``release_after``.
+    ``literals``/``floats``/``ext``: int64/float64/int64 LE vectors.
+
+    ``stateless``: the reply holds *every* live result (kept slots and externals written to), as
+    unique storages with geometry, and the server then forgets all but what was uploaded by
+    `Upload`/`Adopt`: nothing told it what is state.
+    """
+
+    nonce: str
+    template: int = -1
+    body: TemplateBody | None = None
+    literals: bytes = b""
+    floats: bytes = b""
+    ext: bytes = b""
+    base: int = 0
+    inputs: list[tuple[int, TensorSpec]] = []
+    storages: list[int] = []  # bytes of each storage in the payload, for inputs that share one
+    fetch: list[int] = []
+    describe: list[int] = []  # handles whose true specs the reply must state
+    checks: list[Check] = []
+    release: bytes = b""  # int64 LE handles
+    release_after: bytes = b""
+    evict: list[int] = []
+    stateless: bool = False
+
+
+class Relayout(msgspec.Struct, array_like=True, frozen=True):
+    """The server found output ``output`` of ``instruction`` laid out otherwise than predicted and
+    copied it into the predicted layout; ``stride`` is what the device really makes."""
+
+    instruction: int
+    output: int
+    stride: list[int]
+
+
+class LiveValue(msgspec.Struct, array_like=True, frozen=True):
+    """One live result of a stateless program. ``spec.storage`` >= 0 indexes the payload's storages;
+    -2: the bytes are those of the uploaded handle ``resident``, which the client already has."""
+
+    handle: int
+    spec: TensorSpec
+    resident: int = 0
+
+
+class ProgramReceipt(msgspec.Struct, array_like=True, frozen=True):
+    """What the server did for one `Execute`."""
+
+    pid: int
+    device: str
+    nonce: str
+    ops: int
+    digest: bytes  # SHA-256 of the template's body as the server holds it
+    remote_ms: float  # execution, device synchronized
+    cpu_s: float  # CPU-seconds of the server process
+    counters: dict[str, int]
+
+
+class Result(Message):
+    receipt: ProgramReceipt
+    fetched: list[TensorSpec] = []  # in the order of Execute.fetch; payload in the same order
+    described: list[TensorSpec] = []
+    relayouts: list[Relayout] = []
+    live: list[LiveValue] = []
+    storages: list[int] = []  # bytes of each storage in the payload (stateless only)
+
+
+class Counters(Message):
+    """Asks for this session's socket counters as they stood before this message."""
+
+
+class CountersReply(Message):
+    bytes_in: int
+    bytes_out: int
+    cpu_s: float
+    held_bytes: int
+    handles: int
+    templates: int
+
+
+class Bye(Message):
+    """Ends the session; the server frees everything and closes."""
+
+
+class Error(Message):
+    """``error`` is a class name of genie.errors. ``instruction`` >= 0 names the failing one."""
+
+    error: str
+    message: str
+    log_tail: str = ""
+    nonce: str = ""
+    instruction: int = -1
+
+
+ClientMessage = Auth | Ping | Offer | Upload | Adopt | Release | Execute | Counters | Bye
+ServerMessage = Challenge | Welcome | Pong | Wanted | Result | CountersReply | Error
