@@ -11,7 +11,7 @@ from genie.errors import UnsupportedOpError
 from genie.frontend import composites, session
 from genie.frontend.handle import UNRECORDED, Handle
 from genie.frontend.specs import spec, spec_of
-from genie.frontend.tensor import HANDLERS, LazyTensor, wrap
+from genie.frontend.tensor import HANDLERS, LazyTensor, wrap, wrap_view
 
 aten = torch.ops.aten
 _LIBRARY: list[torch.library.Library] = []
@@ -83,7 +83,13 @@ def _lift_host_tensors(func: Any, recorder: Any, args: tuple, kwargs: dict[str, 
 def _dense(t: Tensor) -> Tensor:
     """``t`` itself when its elements fill a block of memory, else a contiguous copy."""
     t = t.resolve_conj().resolve_neg()
-    return t if torch._prims_common.is_non_overlapping_and_dense(t) else t.contiguous()
+    step = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size != 1:
+            if stride != step:
+                return t.contiguous()
+            step *= size
+    return t
 
 
 def upload(src: Tensor, dtype: torch.dtype | None = None) -> LazyTensor:
@@ -182,7 +188,7 @@ def _equal(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
 
 def _detach(func: Any, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
     t = args[0]
-    return wrap(t._spec, t._h)
+    return wrap_view(t._spec, t._h, t)
 
 
 def _identity(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

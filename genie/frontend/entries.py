@@ -29,7 +29,8 @@ class Entry:
         self.op, self.tid, self.literals = op, tid, literals
         self.results, self.container = results, container
         self.outs: list[Spec] = [r for r in results if isinstance(r, Spec)]
-        self.single: Spec | None = self.outs[0] if container is None and len(self.outs) == 1 else None
+        bare = container is None and len(self.outs) == 1 and not writes
+        self.single: Spec | None = self.outs[0] if bare else None
         self.writes = writes
         self.views = False
         self.checked = False
@@ -86,7 +87,7 @@ def make_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any],
     literals: list[int] = []
     arg_patterns = [arguments.pattern_of(a, literals, name) for a in args]
     kwarg_patterns = arguments.kwargs_pattern(kwargs, literals, name)
-    writes = func._schema.is_mutable
+    writes = func._schema.is_mutable or writes_running_statistics(func._schema, args, kwargs)
     ruled = rules.infer(func, args, kwargs)
     if ruled is not None:
         results, container = [ruled], None
@@ -97,6 +98,16 @@ def make_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any],
     entry = Entry(name, tid, tuple(literals), results, container, writes)
     entry.views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
     return entry
+
+
+def writes_running_statistics(schema: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Normalisation ops write to their running statistics in training mode; their schemas do not say so."""
+    names = [a.name for a in schema.arguments]
+    if "running_mean" not in names:
+        return False
+    bound = dict(zip(names, args, strict=False)) | kwargs
+    flags = [bound[n] for n in ("training", "train", "use_input_stats") if n in bound]
+    return bound.get("running_mean") is not None and (not flags or bool(flags[0]))
 
 
 def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Entry:

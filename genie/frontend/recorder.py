@@ -23,7 +23,7 @@ from genie.frontend.entries import DataDependent, Entry, define, dynamic_entry, 
 from genie.frontend.handle import UNRECORDED, Handle, Shadow
 from genie.frontend.program import Executor, Outcome, Program
 from genie.frontend.specs import Spec, spec
-from genie.frontend.tensor import LazyTensor, wrap
+from genie.frontend.tensor import LazyTensor, wrap, wrap_view
 from genie.wire.messages import TensorSpec
 
 #: a program is sent, without waiting, when it has this many instructions
@@ -137,7 +137,7 @@ class Recorder:
         if single is not None:
             handle = Handle(self, self._base + len(alive))
             alive.append(1)
-            out: Any = wrap(single, handle)
+            out: Any = wrap_view(single, handle, tensors[0]) if entry.views else wrap(single, handle)
             if known and single.nbytes <= SHADOW_BYTES:
                 shadows.propagate(func, args, kwargs, (out,))
             if entry.views and handle.shadow is None:
@@ -155,7 +155,7 @@ class Recorder:
                 else:
                     handle = Handle(self, self._base + len(alive))
                     alive.append(1)
-                    flat.append(wrap(r, handle))
+                    flat.append(wrap_view(r, handle, tensors[0]) if entry.views else wrap(r, handle))
             if known and flat and all(s.nbytes <= SHADOW_BYTES for s in entry.outs):
                 shadows.propagate(func, args, kwargs, flat)
             if entry.views and flat and flat[0]._h.shadow is None:

@@ -103,3 +103,11 @@ def wrap(s: Spec, handle: Handle) -> LazyTensor:
     t._h = handle
     t._spec = s
     return t
+
+
+def wrap_view(s: Spec, handle: Handle, base: torch.Tensor) -> LazyTensor:
+    """As `wrap`, for a view of ``base``: a view of a normal tensor is normal under inference_mode too."""
+    if torch.is_inference_mode_enabled() and not base.is_inference():
+        with torch.inference_mode(False):
+            return wrap(s, handle)
+    return wrap(s, handle)

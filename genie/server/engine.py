@@ -151,12 +151,20 @@ def _alias_facts(schema: Any, op: OpDef) -> tuple[tuple[int, ...], int]:
                 written.extend(range(position, position + width))
             elif viewed < 0:
                 viewed = position
+        elif argument.name in ("running_mean", "running_var") and _training(bound):
+            # Normalisation ops write to their running statistics; their schemas do not say so.
+            written.extend(range(position, position + width))
         position += width
     returns_view = any(
         (r.alias_info is not None and not r.alias_info.is_write) or ("[]" in str(r.type) and viewed >= 0)
         for r in schema.returns
     )
     return tuple(written), viewed if returns_view else -1
+
+
+def _training(bound: dict[str, list]) -> bool:
+    flags = [bound[n] for n in ("training", "train", "use_input_stats") if n in bound]
+    return not flags or flags[0] != ["b", False]
 
 
 def _width(pattern: list) -> int:
@@ -279,8 +287,12 @@ class Template:
         return EngineError(index, self._names[index] if self._names else "program", exc)
 
 
-def _fix(name: str, instruction: int, output: int, value: Tensor, spec: TensorSpec, out: list[Relayout]) -> Tensor:
+def _fix(
+    name: str, instruction: int, output: int, value: Tensor | None, spec: TensorSpec, out: list[Relayout]
+) -> Tensor | None:
     """Makes a prediction true: a layout other than predicted is copied, anything else is an error."""
+    if value is None:  # a gradient that was not asked for; meta kernels predict it all the same
+        return None
     shape = list(value.shape)
     if shape != spec.shape or value.dtype != dtype_by_name(spec.dtype):
         raise RuntimeError(

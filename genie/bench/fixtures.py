@@ -1,0 +1,204 @@
+"""The plugin's fixtures: pools that start when the first cell needs them, and one per baseline.
+
+A baseline that this machine cannot have (a library is missing, a build lacks it) is skipped with
+the reason; nothing ever runs in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from genie.bench.session import BenchSession, session_of
+from genie.errors import ConfigError, MeasurementError
+
+if TYPE_CHECKING:
+    from genie.baselines.protocol import Baseline
+    from genie.bench.pool import ServerPool
+    from genie.workloads.protocol import Workload
+
+#: the one baseline whose id is not its fixture's name
+FIXTURE_NAMES = {"ray": "ray_actor"}
+ROW = "genie_cell"
+
+
+@pytest.fixture(scope="session")
+def genie_session(request: pytest.FixtureRequest) -> Iterator[BenchSession]:
+    """What the cells of this run share."""
+    session = session_of(request.config)
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="session")
+def genie_servers(
+    genie_session: BenchSession, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerPool]:
+    """The pool of servers: started here, the controller's under xdist, or the user's own."""
+    from genie.bench.pool import RunningServers, StartedServers
+
+    options = genie_session.options
+    shared = getattr(request.config, "workerinput", {}).get("genie_pool")
+    pool: ServerPool
+    if shared:
+        pool = RunningServers(shared["addresses"], shared["token"], shared["pids"])
+    elif options.addresses:
+        pool = RunningServers(options.addresses, options.token)
+    else:
+        pool = StartedServers(genie_session.server_slots, tmp_path_factory.mktemp("genie-logs"))
+    genie_session.pool = pool
+    with closing(pool):
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def genie_rpc_pool(genie_session: BenchSession) -> Iterator[Any]:
+    """Workers of ``torch.distributed.rpc``, one per device."""
+    with _skipped_where_unavailable("pytorch_rpc"):
+        from genie.baselines.pytorch_rpc import RpcPool
+
+        pool = RpcPool(genie_session.server_slots)
+        # Here, and not in the first cell: workers inherit the cores of the process that starts them.
+        pool.start()
+    with closing(pool):
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def genie_ray_pool(genie_session: BenchSession) -> Iterator[Any]:
+    """A local Ray cluster with one actor per device."""
+    with _skipped_where_unavailable("ray"):
+        from genie.baselines.ray_actor import RayPool
+
+        pool = RayPool(genie_session.server_slots)
+        pool.start()
+    with closing(pool):
+        yield pool
+
+
+@contextmanager
+def _skipped_where_unavailable(baseline: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "genie":
+            raise
+        pytest.skip(f"{baseline} is not available: {error} (install it with this project's dependencies)")
+    except ConfigError as error:
+        pytest.skip(f"{baseline} is not available: {error}")
+
+
+@pytest.fixture
+def local_pytorch(genie_session: BenchSession) -> Iterator[Baseline]:
+    """Plain PyTorch in this process."""
+    from genie.baselines.local_pytorch import LocalPytorch
+
+    with closing(LocalPytorch(genie_session.local_slot)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def genie_capture_only(genie_session: BenchSession) -> Iterator[Baseline]:
+    """Capture, graph and annotation, executed in this process."""
+    from genie.baselines.genie_capture_only import GenieCaptureOnly
+
+    with closing(GenieCaptureOnly(genie_session.local_slot)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def genie_local_remote(genie_servers: ServerPool) -> Iterator[Baseline]:
+    """Capture, executed by one server over loopback TCP."""
+    from genie.baselines.genie_remote import GenieLocalRemote
+
+    with closing(GenieLocalRemote(genie_servers.require(1), genie_servers.token)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def genie_no_semantics(genie_servers: ServerPool) -> Iterator[Baseline]:
+    """The pool, without knowing what anything means."""
+    from genie.baselines.genie_remote import GenieNoSemantics
+
+    addresses = genie_servers.require(len(genie_servers.addresses))
+    with closing(GenieNoSemantics(addresses, genie_servers.token)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def genie_full(genie_servers: ServerPool, genie_session: BenchSession) -> Iterator[Baseline]:
+    """The pool, with every semantic feature that was not ablated."""
+    from genie.baselines.genie_remote import GenieFull
+
+    addresses = genie_servers.require(len(genie_servers.addresses))
+    features = genie_session.options.features
+    with closing(GenieFull(addresses, genie_servers.token, features)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def pytorch_rpc(genie_rpc_pool: Any) -> Iterator[Baseline]:
+    """Peer: the model resident in RPC workers, the batch split by hand."""
+    from genie.baselines.pytorch_rpc import PytorchRpc
+
+    with closing(PytorchRpc(genie_rpc_pool)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def ray_actor(genie_ray_pool: Any) -> Iterator[Baseline]:
+    """Peer: the model resident in Ray actors, the batch split by hand."""
+    from genie.baselines.ray_actor import RayActor
+
+    with closing(RayActor(genie_ray_pool)) as baseline:
+        yield baseline
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest) -> Baseline:
+    """The cell's baseline, from the fixture of that name."""
+    wanted = request.param
+    found: Baseline = request.getfixturevalue(FIXTURE_NAMES.get(wanted, wanted))
+    if found.name != wanted:
+        raise MeasurementError(f"the fixture of {wanted} returned a baseline that calls itself {found.name}")
+    return found
+
+
+@pytest.fixture
+def workload(request: pytest.FixtureRequest, genie_session: BenchSession) -> Workload:
+    """The cell's workload at the run's profile."""
+    marker = request.node.get_closest_marker("genie_workload")
+    return genie_session.workload(marker.args[0], request.param)
+
+
+@pytest.fixture
+def measure(
+    request: pytest.FixtureRequest, genie_session: BenchSession
+) -> Callable[[Any, Baseline, Workload], dict[str, Any]]:
+    """``measure(benchmark, baseline, workload)``: times, verifies and records the cell."""
+    from genie.bench.measurement import Cell
+
+    def run(benchmark: Any, baseline: Baseline, workload: Workload) -> dict[str, Any]:
+        info = Cell(genie_session, baseline, workload).measure(benchmark)
+        stats = benchmark.stats.stats if benchmark.enabled else None
+        llm = info["llm"] if stats else None
+        row = dict(request.node.user_properties)[ROW]
+        row |= {
+            "workload": workload.name,
+            "params": dict(workload.params),
+            "verified": info["verified"]["kind"],
+            "devices": info["devices"],
+            "median_s": stats.median if stats else None,
+            "iqr_s": stats.iqr if stats else None,
+            "rounds": info["rounds"],
+            "ratio": info["ratio_to_local"],
+            "ttft_ms": llm["ttft_ms"] if llm else None,
+            "tpot_ms": llm["tpot_ms"] if llm else None,
+            "wire": info["wire"],
+        }
+        return info
+
+    return run

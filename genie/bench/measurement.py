@@ -1,0 +1,210 @@
+"""Measuring one cell: prepare, one cold request, warm-ups, timed rounds, and then the trial.
+
+A cell is guilty until proven: ``benchmark.has_error`` is set before anything runs and cleared only
+after every timed response was verified, every receipt believed and every byte accounted for, so
+that pytest-benchmark saves no timing of anything else, an interrupted cell included.
+
+Each request has an index that no other request of the cell has, so nothing can be answered from a
+cache. Memory that exists before the rounds is frozen out of the garbage collector and each round
+starts collected; the collector stays on during the rounds, because a runtime that makes garbage
+has to pay for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from statistics import median
+from typing import Any
+
+import torch
+
+from genie.baselines.protocol import Baseline
+from genie.bench import clock
+from genie.bench.oracle import check_bytes, least_bytes
+from genie.bench.placement import client_cores, placed
+from genie.bench.receipts import check_both_ends
+from genie.bench.record import CellRecord, Timed
+from genie.bench.reference import response_bytes
+from genie.bench.session import BenchSession, LocalTimes, cell_group
+from genie.config import FEATURES
+from genie.errors import MeasurementError, VerificationError
+from genie.workloads.protocol import Workload
+
+#: requests before the timed ones count from here, so that the two can never share an index
+WARM_UP_INDEX = 1_000_000
+#: timed responses waiting to be verified; beyond this they are verified between two rounds
+PENDING_BYTES = 256 * 2**20
+
+
+class Cell:
+    """One workload on one baseline."""
+
+    def __init__(self, session: BenchSession, baseline: Baseline, workload: Workload) -> None:
+        self._session = session
+        self._baseline = baseline
+        self._workload = workload
+        self._where = f"{cell_group(workload)} on {baseline.name}"
+        slot = session.local_slot
+        features = session.options.features if baseline.name == "genie_full" else frozenset()
+        self.record = CellRecord(
+            baseline=baseline.name,
+            workload=workload.name,
+            profile=workload.profile,
+            params=dict(workload.params),
+            features=tuple(feature for feature in FEATURES if feature in features),
+            client_cores=client_cores(slot, baseline.remote),
+            warmups=session.repeats.warmups,
+        )
+        self._local_cuda = slot.type == "cuda" and not baseline.remote
+
+    def measure(self, benchmark: Any) -> dict[str, Any]:
+        """Runs and judges the cell; returns the ``extra_info`` it stored. Raises what went wrong."""
+        benchmark.has_error = True
+        benchmark.group = cell_group(self._workload)
+        benchmark.extra_info.update(self.record.identity())
+        with self._placed(self.record.client_cores):
+            self._run(benchmark)
+        self._check_evidence()
+        with self._placed(self._session.local_slot.cores):
+            self._check_weights()
+            self._verify_pending()
+        if benchmark.enabled:
+            self._check_rounds(benchmark)
+        info = self.record.extra_info()
+        info["ratio_to_local"] = self._ratio_to_local() if benchmark.enabled else None
+        benchmark.extra_info.update(info)
+        benchmark.has_error = False
+        return info
+
+    def _placed(self, cores: tuple[int, ...]) -> AbstractContextManager[None]:
+        return nullcontext() if self._session.parallel else placed(cores)
+
+    def _run(self, benchmark: Any) -> None:
+        self.record.setup = self._baseline.prepare(self._workload)
+        if benchmark.enabled:
+            self._warm_up()
+        rounds = count()
+        gc.collect()
+        gc.freeze()
+        try:
+            benchmark.pedantic(
+                lambda: self._round(next(rounds)), rounds=self._session.repeats.rounds, iterations=1
+            )
+        finally:
+            gc.unfreeze()
+
+    def _warm_up(self) -> None:
+        """The first request of a baseline that captures is its ``capture``, all others are ``warm``."""
+        costs = dict(self.record.setup.setup_ms) if self.record.setup else {}
+        first, *others = (
+            self._request_all_cases(WARM_UP_INDEX + number) * 1e3 for number in range(1 + self.record.warmups)
+        )
+        if self.record.baseline.startswith("genie_"):
+            costs.setdefault("capture", first)
+        else:
+            others.append(first)
+        costs["warm"] = sum(others)
+        self.record.setup_ms = costs
+
+    def _request_all_cases(self, index: int) -> float:
+        return sum(self._request(-1, index, case).seconds for case in self._workload.cases)
+
+    def _round(self, number: int) -> None:
+        """Target of pytest-benchmark: request ``number``, in all its cases."""
+        gc.collect()
+        for case in self._workload.cases:
+            self.record.timed.append(self._request(number, number, case))
+            if self._pending_bytes() > PENDING_BYTES:
+                self._verify_pending()
+
+    def _request(self, number: int, index: int, case: str) -> Timed:
+        """One request on the clock; its inputs are made before, its receipts fetched after."""
+        request = self._workload.request(index, case)
+        if self._local_cuda:
+            torch.cuda.synchronize()
+        cpu_start = time.process_time()
+        start = time.perf_counter()
+        response = self._baseline.run(request)
+        seconds = time.perf_counter() - start
+        cpu = time.process_time() - cpu_start
+        clock.count(seconds)
+        reply = self._baseline.account()
+        if reply.response is not response:
+            raise MeasurementError(f"{self._where}: account() describes another response than run() returned")
+        return Timed(number, index, case, seconds, cpu, reply, response_bytes(response))
+
+    def _pending_bytes(self) -> int:
+        return sum(timed.output_bytes for timed in self.record.timed if timed.verdict is None)
+
+    def _check_evidence(self) -> None:
+        """Receipts and byte counts of every timed request."""
+        if not self.record.timed:
+            raise MeasurementError(f"{self._where}: no request was timed")
+        genie = self.record.baseline.startswith("genie_")
+        pool = self._session.pool
+        for timed in self.record.timed:
+            where = self._name(timed)
+            request = self._workload.request(timed.index, timed.case)
+            self._session.receipts.check(
+                timed.reply,
+                remote=self._baseline.remote,
+                counts_ops=genie,
+                server_pids=pool.pids if genie and pool else frozenset(),
+                where=where,
+            )
+            check_both_ends(timed.reply.wire, exact=genie, where=where)
+            least = least_bytes(
+                self._workload, request, timed.output_bytes, self.record.baseline, self._baseline.remote
+            )
+            check_bytes(timed.reply.wire, least, where)
+
+    def _check_weights(self) -> None:
+        expected = self._session.reference(self._workload).model_info
+        got = self.record.setup.model if self.record.setup else None
+        if got is None or got.weights_sha256 != expected.weights_sha256:
+            raise VerificationError(
+                f"{self._where}: runs other weights (sha256 {got.weights_sha256 if got else None}) than "
+                f"local_pytorch ({expected.weights_sha256}): the cells do not do the same work"
+            )
+
+    def _verify_pending(self) -> None:
+        """Judge every timed response that was not judged yet, then let go of its tensors."""
+        reference = self._session.reference(self._workload)
+        for timed in self.record.timed:
+            if timed.verdict is not None:
+                continue
+            timed.verdict = reference.judge(timed.index, timed.case, timed.reply.response)
+            if not timed.verdict.ok:
+                raise VerificationError(
+                    f"{self._name(timed)}: the timed result differs from local_pytorch on the same inputs: "
+                    f"{timed.verdict.detail or 'no detail'} (max abs error {timed.verdict.max_abs_err})"
+                )
+            timed.drop_outputs()
+
+    def _check_rounds(self, benchmark: Any) -> None:
+        """The saved figures must be the requests' times and nothing else (the cell's clock was in use)."""
+        saved = benchmark.stats.stats.data
+        for number, (figure, requests) in enumerate(zip(saved, self.record.round_seconds(), strict=True)):
+            if not math.isclose(figure, requests, rel_tol=1e-6, abs_tol=1e-9):
+                raise MeasurementError(
+                    f"{self._where}: round {number} was recorded as {figure:.6f} s, but its requests took "
+                    f"{requests:.6f} s: do not give a cell a benchmark timer of its own"
+                )
+
+    def _ratio_to_local(self) -> float | None:
+        """Median over cases of time / local time; one case for all but the microbenchmark."""
+        cases = self.record.case_medians()
+        key = cell_group(self._workload)
+        if self.record.baseline == "local_pytorch":
+            self._session.local_times[key] = LocalTimes(cases=cases)
+        local = self._session.local_times.get(key)
+        if local is None:
+            return None
+        return median(seconds / local.cases[case] for case, seconds in cases.items())
+
+    def _name(self, timed: Timed) -> str:
+        return f"{self._where}, round {timed.round}" + (f", {timed.case}" if timed.case else "")

@@ -1,0 +1,194 @@
+"""The plugin's command line: every ``--genie-*`` option, checked before anything is collected.
+
+Imports nothing heavy: this module is loaded by every pytest run in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from genie.config import FEATURES, IMPLEMENTED_FEATURES
+from genie.errors import ConfigError
+
+#: ids in options and results; the order is the order of rows
+BASELINES = (
+    "local_pytorch",
+    "genie_capture_only",
+    "genie_local_remote",
+    "genie_no_semantics",
+    "genie_full",
+    "pytorch_rpc",
+    "ray",
+)
+PROFILES = ("smoke", "cpu", "gpu")
+DEVICES = ("auto", "cpu", "cuda")
+TOKEN_VARIABLE = "GENIE_TOKEN"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; None means "decide from the machine when the first cell needs it"."""
+
+    servers: int | None
+    addresses: tuple[str, ...]
+    token: str
+    device: str
+    profile: str | None
+    weights: str
+    baselines: tuple[str, ...]
+    rounds: int | None
+    ablate: frozenset[str]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Features that ``genie_full`` runs with."""
+        return frozenset(IMPLEMENTED_FEATURES) - self.ablate
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("genie", "Genie: cost of a disaggregated accelerator")
+    group.addoption(
+        "--genie-servers",
+        metavar="N",
+        help="servers to start, one device each (default: every GPU; without GPUs 2, or 1 on one core)",
+    )
+    group.addoption(
+        "--genie-address",
+        metavar="HOST:PORT,...",
+        help=f"use servers that already run, instead of starting any; token in ${TOKEN_VARIABLE}",
+    )
+    group.addoption("--genie-device", metavar="|".join(DEVICES), default="auto", help="default: auto")
+    group.addoption(
+        "--genie-profile",
+        metavar="|".join(PROFILES),
+        help="sizes of the workloads (default: gpu with CUDA, else cpu)",
+    )
+    group.addoption(
+        "--genie-weights",
+        metavar="seeded|pretrained|DIR",
+        default="seeded",
+        help="seeded initialisation (default), the hub's checkpoints, or a directory of checkpoints",
+    )
+    group.addoption("--genie-baselines", metavar="A,B,...", help=f"run only these of: {', '.join(BASELINES)}")
+    group.addoption("--genie-rounds", metavar="N", help="timed rounds per cell (default: by profile)")
+    group.addoption(
+        "--genie-ablate",
+        metavar="FEATURE,...",
+        help=f"switch features of genie_full off, of: {', '.join(IMPLEMENTED_FEATURES)}",
+    )
+
+
+def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
+    """Options as given; raises ``pytest.UsageError`` that names the remedy for every bad value."""
+    device = _one_of("--genie-device", config.getoption("genie_device"), DEVICES)
+    profile = config.getoption("genie_profile")
+    addresses = _addresses(config.getoption("genie_address"))
+    servers = _positive("--genie-servers", config.getoption("genie_servers"))
+    token = environ.get(TOKEN_VARIABLE, "")
+    if addresses and not token:
+        raise pytest.UsageError(
+            f"--genie-address needs the servers' token: set {TOKEN_VARIABLE} to what they were started with"
+        )
+    if addresses and servers is not None:
+        raise pytest.UsageError(
+            "--genie-servers starts servers and --genie-address uses running ones: give one of the two"
+        )
+    if device == "cuda":
+        _require_gpus(servers)
+    return Options(
+        servers=servers,
+        addresses=addresses,
+        token=token,
+        device=device,
+        profile=None if profile is None else _one_of("--genie-profile", profile, PROFILES),
+        weights=_weights(config.getoption("genie_weights")),
+        baselines=_baselines(config.getoption("genie_baselines")),
+        rounds=_positive("--genie-rounds", config.getoption("genie_rounds")),
+        ablate=_ablated(config.getoption("genie_ablate")),
+    )
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise pytest.UsageError(f"{option}: unknown value {value!r}; choose one of {', '.join(choices)}")
+    return value
+
+
+def _positive(option: str, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise pytest.UsageError(f"{option}: {value!r} is not a whole number of 1 or more")
+    return int(value)
+
+
+def _listed(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _baselines(value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return BASELINES
+    names = _listed(value)
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown or not names:
+        raise pytest.UsageError(
+            f"--genie-baselines: unknown baseline {', '.join(unknown) or repr(value)}; "
+            f"choose from {', '.join(BASELINES)}"
+        )
+    return tuple(name for name in BASELINES if name in names)
+
+
+def _ablated(value: str | None) -> frozenset[str]:
+    names = _listed(value or "")
+    unknown = [name for name in names if name not in FEATURES]
+    if unknown or (value is not None and not names):
+        raise pytest.UsageError(
+            f"--genie-ablate: unknown feature {', '.join(unknown) or repr(value)}; "
+            f"choose from {', '.join(IMPLEMENTED_FEATURES)}"
+        )
+    missing = [name for name in names if name not in IMPLEMENTED_FEATURES]
+    if missing:
+        raise pytest.UsageError(
+            f"--genie-ablate: feature {', '.join(missing)} is not implemented yet, so it cannot be switched "
+            f"off; choose from {', '.join(IMPLEMENTED_FEATURES)}"
+        )
+    return frozenset(names)
+
+
+def _weights(value: str) -> str:
+    if value not in ("seeded", "pretrained") and not Path(value).is_dir():
+        raise pytest.UsageError(
+            f"--genie-weights: {value!r} is neither 'seeded', 'pretrained' nor a directory with checkpoints"
+        )
+    return value
+
+
+def _addresses(value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    addresses = tuple(_listed(value))
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise pytest.UsageError(
+                f"--genie-address: {address!r} is not HOST:PORT (for example 127.0.0.1:7070)"
+            )
+    if not addresses:
+        raise pytest.UsageError("--genie-address: no address given; write HOST:PORT,HOST:PORT")
+    return addresses
+
+
+def _require_gpus(servers: int | None) -> None:
+    from genie.devices import device_slot, resolve_device_type
+
+    try:
+        resolve_device_type("cuda")
+        device_slot("cuda", (servers or 1) - 1)
+    except ConfigError as error:
+        raise pytest.UsageError(f"--genie-device cuda: {error}") from None

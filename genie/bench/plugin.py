@@ -1,0 +1,108 @@
+"""The pytest plugin (entry point ``genie``): options, cells, fixtures, results, summary.
+
+Loaded by every pytest run of the environment, so it imports nothing heavy and does nothing until a
+test marked ``genie_workload`` is collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from genie.bench import cells, fixtures
+from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a plugin's names)
+    baseline,
+    genie_capture_only,
+    genie_full,
+    genie_local_remote,
+    genie_no_semantics,
+    genie_ray_pool,
+    genie_rpc_pool,
+    genie_servers,
+    genie_session,
+    local_pytorch,
+    measure,
+    pytorch_rpc,
+    ray_actor,
+    workload,
+)
+from genie.bench.options import add_options, read_options
+from genie.bench.session import OPTIONS, SESSION
+from genie.bench.summary import Summary
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", cells.MARKER_HELP)
+    config.stash[OPTIONS] = read_options(config)
+    config.pluginmanager.register(CellReports(), "genie-cell-reports")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cells.make_cells(metafunc)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = cells.in_run_order(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    cell = cells.cell_of(item)
+    if cell is not None:
+        item.user_properties.append((fixtures.ROW, cell))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed cell shows the end of each server's log."""
+    report = yield
+    session = item.config.stash.get(SESSION, None)
+    if report.failed and session is not None and session.pool is not None and cells.cell_of(item) is not None:
+        for address, tail in session.pool.log_tails().items():
+            report.sections.append((f"log of server {address}", tail or "(empty)"))
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    if SESSION in config.stash:
+        from genie.bench.machine import machine_facts
+
+        machine_info["genie"] = machine_facts(config.stash[SESSION].server_slots)
+
+
+class CellReports:
+    """One row per cell, from pytest's reports (an xdist controller sees those of its workers)."""
+
+    def __init__(self) -> None:
+        self._summary = Summary()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        row = dict(report.user_properties).get(fixtures.ROW)
+        if isinstance(row, dict) and (report.when == "call" or not report.passed):
+            self._summary.add(report.nodeid, row, report.outcome, _reason(report))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._summary:
+            terminalreporter.section("genie: cost of a disaggregated accelerator")
+            for line in self._summary.lines():
+                terminalreporter.write_line(line)
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """One line: why a cell was skipped, or what it raised."""
+    if report.passed:
+        return ""
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else str(report.longrepr)
+    return next((line for line in text.splitlines() if line.strip()), "")

@@ -1,0 +1,102 @@
+"""The servers of a run: started here, or running already at addresses that the user gave."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from genie.devices import DeviceSlot
+from genie.errors import ConfigError, ConnectError, ServerLostError
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class ServerPool(Protocol):
+    """Addresses and token of the servers, and what is known of their processes."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+
+    @property
+    def token(self) -> str: ...
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Processes that a receipt may name; empty where they are not known."""
+
+    def require(self, count: int) -> tuple[str, ...]:
+        """The first ``count`` addresses, all alive. Raises ServerLostError with a log tail, at once."""
+
+    def log_tails(self) -> dict[str, str]:
+        """Last lines of each server's log by address; empty for servers that were not started here."""
+
+    def close(self) -> None: ...
+
+
+class StartedServers:
+    """One server process per slot, started in parallel and killed by ``close``."""
+
+    def __init__(self, slots: Sequence[DeviceSlot], log_dir: Path) -> None:
+        from genie.runtime.server_process import start_servers
+
+        self.token = secrets.token_hex(16)
+        self._servers = start_servers(list(slots), token=self.token, log_dir=log_dir)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(server.address for server in self._servers)
+
+    @property
+    def pids(self) -> frozenset[int]:
+        return frozenset(server.pid for server in self._servers)
+
+    def require(self, count: int) -> tuple[str, ...]:
+        for server in self._servers[:count]:
+            if not server.alive():
+                raise ServerLostError(
+                    f"server {server.address} (pid {server.pid}) has died: its cells cannot run; "
+                    "see its log below, and start the run again",
+                    server.log_tail(),
+                )
+        return self.addresses[:count]
+
+    def log_tails(self) -> dict[str, str]:
+        return {server.address: server.log_tail() for server in self._servers}
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+class RunningServers:
+    """Servers that someone else started. Their pids are known only when the starter passed them on."""
+
+    def __init__(self, addresses: Sequence[str], token: str, pids: Sequence[int] = ()) -> None:
+        self.addresses = tuple(addresses)
+        self.token = token
+        self.pids = frozenset(pids)
+
+    def require(self, count: int) -> tuple[str, ...]:
+        if count > len(self.addresses):
+            raise ConfigError(
+                f"{count} servers are needed, but only {len(self.addresses)} addresses were given"
+            )
+        for address in self.addresses[:count]:
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+            except OSError as error:
+                raise ConnectError(
+                    f"no server answers at {address} ({error}): start one with "
+                    "`genie serve`, or correct --genie-address"
+                ) from None
+        return self.addresses[:count]
+
+    def log_tails(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing to do: who started these servers stops them."""

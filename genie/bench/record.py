@@ -1,0 +1,209 @@
+"""From the timed requests of a cell to the stable keys of its ``extra_info`` (schema version 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median, median_low
+from typing import Any
+
+from genie.baselines.protocol import Receipt, Reply, Setup
+from genie.workloads.protocol import Response, Verification
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Timed:
+    """One request on the clock. Its outputs are dropped once they are verified.
+
+    ``seconds`` is wall clock around ``Baseline.run`` alone; ``client_cpu_s`` is CPU time of this
+    whole process, all its threads, over the same span.
+    """
+
+    round: int
+    index: int
+    case: str
+    seconds: float
+    client_cpu_s: float
+    reply: Reply
+    output_bytes: int
+    verdict: Verification | None = None
+
+    def drop_outputs(self) -> None:
+        """Let go of the tensors, keep the token marks."""
+        self.reply.response = Response(outputs={}, token_s=self.reply.response.token_s)
+
+
+@dataclass
+class CellRecord:
+    """Everything known about a measured cell, before it is judged and written down."""
+
+    baseline: str
+    workload: str
+    profile: str
+    params: dict[str, object]
+    features: tuple[str, ...]
+    client_cores: tuple[int, ...]
+    warmups: int
+    setup: Setup | None = None
+    setup_ms: dict[str, float] = field(default_factory=dict)
+    timed: list[Timed] = field(default_factory=list)
+
+    def rounds(self) -> list[list[Timed]]:
+        """Timed requests by round: one each, but for the microbenchmark's one per case."""
+        numbers = sorted({timed.round for timed in self.timed})
+        return [[timed for timed in self.timed if timed.round == number] for number in numbers]
+
+    def case_medians(self) -> dict[str, float]:
+        cases = dict.fromkeys(timed.case for timed in self.timed)
+        return {case: median(t.seconds for t in self.timed if t.case == case) for case in cases}
+
+    def round_seconds(self) -> list[float]:
+        return [sum(timed.seconds for timed in one) for one in self.rounds()]
+
+    def identity(self) -> dict[str, Any]:
+        """Keys that are known before anything has run."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "baseline": self.baseline,
+            "workload": self.workload,
+            "profile": self.profile,
+            "params": dict(self.params),
+            "features": list(self.features),
+            "verified": {"ok": False, "kind": None, "max_abs_err": None},
+        }
+
+    def extra_info(self) -> dict[str, Any]:
+        """All keys. Per-request figures are medians over rounds; a round of cases counts as one request."""
+        setup = self.setup
+        if setup is None:
+            raise ValueError("a cell without setup has nothing to record")
+        info = self.identity()
+        info |= {
+            "model": {
+                "name": setup.model.name,
+                "params": setup.model.params,
+                "dtype": setup.model.dtype,
+            },
+            "setup_ms": {name: round(value, 3) for name, value in self.setup_ms.items()},
+            "verified": self._verified(),
+            "wire": self._wire(),
+            "receipt": self._receipt(),
+            "receipts": [_receipt_dict(receipt) for receipt in self._last_receipts()],
+            "phases_ms": self._phases(),
+            "llm": self._llm(),
+            "weights": {"source": setup.model.weights_source, "sha256": setup.model.weights_sha256},
+            "devices": setup.devices,
+            "cpu_s": {
+                "client": self._median(lambda timed: timed.client_cpu_s),
+                "server": self._median(lambda timed: timed.reply.server_cpu_s),
+            },
+            "client_cores": list(self.client_cores),
+            "rounds": len(self.rounds()),
+            "warmup": self.warmups,
+            "cases": self._cases(),
+        }
+        return info
+
+    def _median(self, value: Callable[[Timed], float]) -> float:
+        return median(sum(value(timed) for timed in one) for one in self.rounds())
+
+    def _median_int(self, value: Callable[[Timed], int | None]) -> int | None:
+        """Median of a counter, always a value that was really counted; None where it is not known."""
+        sums = []
+        for one in self.rounds():
+            values = [value(timed) for timed in one]
+            if any(counted is None for counted in values):
+                return None
+            sums.append(sum(counted for counted in values if counted is not None))
+        return median_low(sums)
+
+    def _verified(self) -> dict[str, Any]:
+        verdicts = [timed.verdict for timed in self.timed]
+        errors = [v.max_abs_err for v in verdicts if v is not None and v.max_abs_err is not None]
+        return {
+            "ok": all(verdict is not None and verdict.ok for verdict in verdicts),
+            "kind": next((v.kind for v in verdicts if v is not None), None),
+            "max_abs_err": max(errors) if errors else None,
+        }
+
+    def _wire(self) -> dict[str, Any]:
+        return {
+            "bytes_out": self._median_int(lambda timed: timed.reply.wire.bytes_out),
+            "bytes_in": self._median_int(lambda timed: timed.reply.wire.bytes_in),
+            "round_trips": self._median_int(lambda timed: timed.reply.wire.round_trips),
+            "peer_bytes": self._median_int(lambda timed: timed.reply.wire.peer_bytes),
+        }
+
+    def _last_receipts(self) -> list[Receipt]:
+        return [receipt for timed in self.rounds()[-1] for receipt in timed.reply.receipts]
+
+    def _receipt(self) -> dict[str, Any] | None:
+        """The last round in one line: its busiest process, with ops and programs summed over all."""
+        receipts = self._last_receipts()
+        if not receipts:
+            return None
+        busiest = max(receipts, key=lambda receipt: receipt.ops or 0)
+        return {
+            "pid": busiest.pid,
+            "device": busiest.device,
+            "ops": _sum_known([receipt.ops for receipt in receipts]),
+            "programs": _sum_known([receipt.programs for receipt in receipts]),
+            "digest": busiest.digest,
+        }
+
+    def _phases(self) -> dict[str, float]:
+        names = dict.fromkeys(name for timed in self.timed for name in timed.reply.phases_ms)
+        return {
+            name: median(sum(t.reply.phases_ms.get(name, 0.0) for t in one) for one in self.rounds())
+            for name in names
+        }
+
+    def _llm(self) -> dict[str, Any] | None:
+        """TTFT is the first token's mark; TPOT the mean gap of the later ones. Medians over rounds."""
+        marked = [timed for timed in self.timed if timed.reply.response.token_s]
+        if not marked:
+            return None
+        gaps = [_mean_gap(timed.reply.response.token_s) for timed in marked]
+        known = [gap for gap in gaps if gap is not None]
+        return {
+            "ttft_ms": median(timed.reply.response.token_s[0] for timed in marked) * 1e3,
+            "tpot_ms": median(known) * 1e3 if known else None,
+            "tokens": len(marked[0].reply.response.token_s),
+            "observed_at": marked[0].reply.tokens_observed_at,
+        }
+
+    def _cases(self) -> dict[str, dict[str, Any]] | None:
+        medians = self.case_medians()
+        if set(medians) == {""}:
+            return None
+        rows = {}
+        for case, seconds in medians.items():
+            wires = [timed.reply.wire for timed in self.timed if timed.case == case]
+            rows[case] = {
+                "median_s": seconds,
+                "min_s": min(timed.seconds for timed in self.timed if timed.case == case),
+                "bytes_out": median_low(wire.bytes_out for wire in wires),
+                "bytes_in": median_low(wire.bytes_in for wire in wires),
+            }
+        return rows
+
+
+def _mean_gap(marks: Sequence[float]) -> float | None:
+    return (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else None
+
+
+def _sum_known(values: Sequence[int | None]) -> int | None:
+    return None if any(value is None for value in values) else sum(value or 0 for value in values)
+
+
+def _receipt_dict(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "pid": receipt.pid,
+        "device": receipt.device,
+        "ops": receipt.ops,
+        "programs": receipt.programs,
+        "digest": receipt.digest,
+        "counters": dict(receipt.counters),
+    }

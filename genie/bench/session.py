@@ -1,0 +1,141 @@
+"""What one pytest run of the suite shares between its cells.
+
+The plugin's fixtures live on this module, so torch is imported only when a cell asks for something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from genie.bench.options import Options
+from genie.bench.receipts import ReceiptBook
+
+if TYPE_CHECKING:
+    from genie.bench.pool import ServerPool
+    from genie.bench.reference import Reference
+    from genie.devices import DeviceSlot
+    from genie.workloads.protocol import Workload
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often a cell's request is run: once cold, ``warmups`` times untimed, ``rounds`` times timed."""
+
+    rounds: int
+    warmups: int
+
+
+#: enough rounds for a median and quartiles within the wall-clock budget of each profile
+REPEATS = {"smoke": Repeats(3, 1), "cpu": Repeats(5, 1), "gpu": Repeats(20, 3)}
+
+
+@dataclass
+class LocalTimes:
+    """Medians of ``local_pytorch`` for one workload, by case: what its cells' ratios divide by."""
+
+    cases: dict[str, float]
+
+
+class BenchSession:
+    """Resolved options, and everything that outlives a cell. One per pytest process."""
+
+    def __init__(self, options: Options, *, parallel: bool) -> None:
+        self.options = options
+        #: under xdist cells run side by side: nothing is pinned, nothing is timed
+        self.parallel = parallel
+        self.receipts = ReceiptBook()
+        self.local_times: dict[str, LocalTimes] = {}
+        #: the servers, once a cell has needed them
+        self.pool: ServerPool | None = None
+        self._workloads: dict[str, Workload] = {}
+        self._references: dict[str, Reference] = {}
+
+    @cached_property
+    def device_type(self) -> str:
+        from genie.devices import resolve_device_type
+
+        return resolve_device_type(self.options.device)
+
+    @cached_property
+    def profile(self) -> str:
+        return self.options.profile or ("gpu" if self.device_type == "cuda" else "cpu")
+
+    @property
+    def local_slot(self) -> DeviceSlot:
+        """The one device of ``local_pytorch``, also the reference's."""
+        from genie.devices import device_slot
+
+        return device_slot(self.device_type, 0)
+
+    @cached_property
+    def server_slots(self) -> list[DeviceSlot]:
+        from genie.devices import device_slot
+
+        return [device_slot(self.device_type, index) for index in range(self._server_count())]
+
+    def _server_count(self) -> int:
+        if self.options.addresses:
+            return len(self.options.addresses)
+        if self.options.servers is not None:
+            return self.options.servers
+        if self.device_type == "cuda":
+            import torch
+
+            return torch.cuda.device_count()
+        from genie.devices import available_cores, cores_per_device
+
+        return min(2, len(available_cores()) // cores_per_device())
+
+    @property
+    def repeats(self) -> Repeats:
+        default = REPEATS[self.profile]
+        return Repeats(self.options.rounds or default.rounds, default.warmups)
+
+    def workload(self, source: Any, params: dict[str, Any]) -> Workload:
+        """The workload of a cell: a registered name, or a factory with the signature of one."""
+        key = f"{source}:{sorted(params.items())}"
+        if key not in self._workloads:
+            if callable(source):
+                made = source(self.profile, weights=self.options.weights, **params)
+            else:
+                from genie.workloads import make_workload
+
+                made = make_workload(source, self.profile, weights=self.options.weights, **params)
+            self._workloads[key] = made
+        return self._workloads[key]
+
+    def reference(self, workload: Workload) -> Reference:
+        key = cell_group(workload)
+        if key not in self._references:
+            from genie.bench.reference import Reference
+
+            self._references[key] = Reference(workload, self.local_slot)
+        return self._references[key]
+
+    def close(self) -> None:
+        self._references.clear()
+        self._workloads.clear()
+
+
+def cell_group(workload: Workload) -> str:
+    """Name of the table that a cell belongs to: the workload, with parameters that are not the default."""
+    return workload.name + "".join(f" {name}={value}" for name, value in sorted(workload.params.items()))
+
+
+OPTIONS = pytest.StashKey[Options]()
+SESSION = pytest.StashKey[BenchSession]()
+
+
+def session_of(config: pytest.Config) -> BenchSession:
+    """The run's session, made by the first cell that is collected."""
+    if SESSION not in config.stash:
+        config.stash[SESSION] = BenchSession(config.stash[OPTIONS], parallel=is_parallel(config))
+    return config.stash[SESSION]
+
+
+def is_parallel(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"

@@ -1,0 +1,148 @@
+"""The tables at the end of a run: one per workload, one row per baseline, 120 columns at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from genie.bench.options import BASELINES
+
+COLUMNS = (
+    "baseline",
+    "median",
+    "IQR",
+    "x local",
+    "TTFT",
+    "TPOT",
+    "out/req",
+    "in/req",
+    "trips",
+    "dev",
+    "verified",
+)
+#: a reason longer than this is cut; pytest's own report of the failure has all of it
+REASON_WIDTH = 108
+
+
+class Summary:
+    """Rows collected from pytest's reports, so that those of xdist workers are in it too."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def add(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
+        """The first failure or skip of a cell stays; a later phase that passed does not hide it."""
+        known = self._rows.get(nodeid)
+        if known is not None and known["outcome"] != "passed":
+            return
+        self._rows[nodeid] = {**row, "outcome": outcome, "reason": reason}
+
+    def lines(self) -> list[str]:
+        """The tables as plain text."""
+        lines: list[str] = []
+        for group, rows in self._groups().items():
+            lines += ["", group, *_table([_cells(row) for row in rows]), *_reasons(rows)]
+        lines += ["", self._totals()]
+        return lines[1:]
+
+    def _groups(self) -> dict[str, list[dict[str, Any]]]:
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in self._rows.values():
+            name = row["workload"] + "".join(
+                f" {key}={value}" for key, value in sorted(row["params"].items())
+            )
+            groups.setdefault(name, []).append(row)
+        for rows in groups.values():
+            rows.sort(key=lambda row: _rank(row["baseline"]))
+        return groups
+
+    def _totals(self) -> str:
+        outcomes = [row["outcome"] for row in self._rows.values()]
+        timed = sum(
+            row.get("median_s") is not None for row in self._rows.values() if row["outcome"] == "passed"
+        )
+        passed = outcomes.count("passed")
+        return (
+            f"{len(outcomes)} cells: {passed} verified ({timed} timed), "
+            f"{outcomes.count('failed')} failed, {outcomes.count('skipped')} skipped"
+        )
+
+
+def _rank(baseline: str) -> int:
+    return BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["outcome"] != "passed":
+        mark = "FAILED" if row["outcome"] == "failed" else "skipped"
+        return (row["baseline"], *["-"] * (len(COLUMNS) - 2), mark)
+    wire = row["wire"]
+    return (
+        row["baseline"],
+        _seconds(row["median_s"]),
+        _seconds(row["iqr_s"]),
+        "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        _milliseconds(row["ttft_ms"]),
+        _milliseconds(row["tpot_ms"]),
+        _bytes(wire["bytes_out"]),
+        _bytes(wire["bytes_in"]),
+        "-" if wire["round_trips"] is None else str(wire["round_trips"]),
+        str(row["devices"]),
+        f"ok ({row['verified']})",
+    )
+
+
+def _reasons(rows: Iterable[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        if row["outcome"] != "passed":
+            reason = row["reason"] or "no reason given"
+            cut = reason if len(reason) <= REASON_WIDTH else reason[: REASON_WIDTH - 3] + "..."
+            lines += [f"  {row['baseline']} {row['outcome']}:", f"    {cut}"]
+    return lines
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    # Columns in which no row has anything (TTFT outside decode) are left out.
+    used = [
+        number
+        for number, name in enumerate(COLUMNS)
+        if name not in ("TTFT", "TPOT") or any(row[number] != "-" for row in rows)
+    ]
+    widths = [max(len(COLUMNS[number]), *(len(row[number]) for row in rows)) for number in used]
+
+    def line(row: tuple[str, ...]) -> str:
+        first, *rest = (
+            row[number].ljust(width) if number == 0 else row[number].rjust(width)
+            for number, width in zip(used, widths, strict=True)
+        )
+        return "  " + "  ".join([first, *rest])
+
+    return [line(COLUMNS), "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else _milliseconds(value * 1e3)
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value >= 10_000:
+        return f"{value / 1e3:.2f} s"
+    digits = 1 if value >= 100 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f} ms"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "-"
+    size = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

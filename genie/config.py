@@ -1,0 +1,18 @@
+"""The semantic features of ``genie_full``: all of them, and those that this version can switch on."""
+
+from __future__ import annotations
+
+#: every named feature; ``genie_no_semantics`` is all of them off
+FEATURES: tuple[str, ...] = (
+    "residency",
+    "colocation",
+    "phases",
+    "pipelining",
+    "branches",
+    "cost_model",
+    "replay",
+    "compiled",
+)
+
+#: features that exist today; only these may be listed as enabled in a result
+IMPLEMENTED_FEATURES: tuple[str, ...] = ("residency", "colocation")

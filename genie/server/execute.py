@@ -1,0 +1,304 @@
+"""Runs `Execute` requests of one session: templates, random state, receipts, stateless replies."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable
+
+import torch
+from msgspec import structs
+from torch import Tensor
+
+from genie.errors import GenieError, ProtocolError
+from genie.server.engine import EngineError, OpTable, Template, compile_template
+from genie.server.faults import Fault, fault_of
+from genie.server.store import HandleStore, storage_key
+from genie.wire.buffers import new_payload
+from genie.wire.messages import Execute, LiveValue, ProgramReceipt, Relayout, Result, TemplateBody, TensorSpec
+from genie.wire.tensors import bytes_of_storage, spec_of, to_wire, unpack
+
+MAX_TEMPLATES = 4096
+PINNED_UP_TO = 64 << 20
+
+_FAILURES = (Fault, EngineError, GenieError, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
+
+
+class Device:
+    """The one device of this server. ``lock`` serialises execution between sessions."""
+
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.torch_device = device
+        self.name = name
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.is_cuda = device.type == "cuda"
+        self.synchronize: Callable[[], None] = self._synchronize_cuda if self.is_cuda else _nothing
+
+    def _synchronize_cuda(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+
+    @property
+    def generator(self) -> torch.Generator:
+        if self.is_cuda:
+            torch.cuda.init()
+            return torch.cuda.default_generators[self.torch_device.index]
+        return torch.default_generator
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Keeps the strides. On the CPU the tensor itself."""
+        return tensor.to(self.torch_device) if self.is_cuda else tensor
+
+    def new_payload(self, nbytes: int) -> Tensor:
+        """Memory to receive into. For a GPU it is pinned, up to a size that the host can keep pinned."""
+        if self.is_cuda and nbytes <= PINNED_UP_TO:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return new_payload(nbytes)
+
+
+def _nothing() -> None:
+    pass
+
+
+def ints(data: bytes) -> list[int]:
+    """An int64 LE vector of the wire. Raises ProtocolError for a torn one."""
+    try:
+        return array("q", data).tolist()
+    except ValueError:
+        raise ProtocolError(f"a vector of int64 has {len(data)} bytes, no multiple of 8") from None
+
+
+def floats(data: bytes) -> list[float]:
+    try:
+        return array("d", data).tolist()
+    except ValueError:
+        raise ProtocolError(f"a vector of float64 has {len(data)} bytes, no multiple of 8") from None
+
+
+class Executor:
+    """Templates, op table and random state of one session, over its handle store."""
+
+    def __init__(self, device: Device, store: HandleStore) -> None:
+        self._device = device
+        self._store = store
+        self._ops = OpTable(device.torch_device)
+        self.templates: dict[int, Template | Fault] = {}
+        generator = torch.Generator(device.torch_device)
+        generator.seed()
+        self._random_state: Tensor = generator.get_state()
+
+    def execute(
+        self, m: Execute, payload: Tensor, deferred: Fault | None
+    ) -> tuple[Result, list[memoryview], object]:
+        """The reply, its payload pieces, and what must stay alive until they are sent.
+
+        Raises Fault. Then whatever the request was to bind is poisoned, and all its bookkeeping
+        (definitions, evictions, releases) is done, so that the client's numbers stay true.
+        """
+        for number in m.evict:
+            self.templates.pop(number, None)
+        bound = 0
+        try:
+            if m.release:
+                self._store.free(ints(m.release))
+            template = self._template(m)
+            if deferred is not None:
+                raise deferred
+            if isinstance(template, Fault):
+                raise Fault(*template.args)
+            with self._device.lock:
+                if m.inputs:
+                    self._bind_inputs(m.inputs, m.storages, payload)
+                bound = len(m.inputs)
+                answer = self._run(m, template)
+            if m.release_after:
+                self._store.free(ints(m.release_after))
+            return answer
+        except _FAILURES as exc:
+            fault = fault_of(exc, nonce=m.nonce, device=self._device.name)
+            self._poison(m, Fault(*fault.args), bound)
+            raise Fault(*fault.args) from exc
+
+    # -- templates -------------------------------------------------------------------------------
+
+    def _template(self, m: Execute) -> Template | Fault | None:
+        if m.template < 0:
+            return None
+        if m.body is not None:
+            if m.template in self.templates or len(self.templates) >= MAX_TEMPLATES:
+                raise ProtocolError(
+                    f"template {m.template} is defined twice, or over {MAX_TEMPLATES} are held: evict some"
+                )
+            self.templates[m.template] = self._compile(m.body, m.nonce)
+        try:
+            return self.templates[m.template]
+        except KeyError:
+            raise ProtocolError(
+                f"template {m.template} was never sent in this session, or was evicted"
+            ) from None
+
+    def _compile(self, body: TemplateBody, nonce: str) -> Template | Fault:
+        failure: Exception | None = None
+        for definition in body.defs:
+            # All of them, whatever fails: the client counts each as sent.
+            try:
+                self._ops.define(definition)
+            except (GenieError, RuntimeError, ValueError, TypeError) as exc:
+                failure = failure or exc
+        if failure is None:
+            try:
+                return compile_template(structs.replace(body, defs=[]), self._ops, self._device.torch_device)
+            except (GenieError, RuntimeError, ValueError, TypeError, SyntaxError, RecursionError) as exc:
+                failure = exc
+        return Fault(*fault_of(failure, nonce=nonce, device=self._device.name).args)
+
+    def _poison(self, m: Execute, fault: Fault, bound: int) -> None:
+        template = self.templates.get(m.template)
+        kept: Iterable[int] = ()
+        if isinstance(template, Template):
+            kept = template.kept
+        elif m.body is not None and len(m.body.kept) % 4 == 0:
+            kept = memoryview(m.body.kept).cast("i").tolist()
+        self._store.poison((m.base + s for s in kept), fault)
+        self._store.poison((h for h, _ in m.inputs[bound:]), fault)
+        if m.release_after and len(m.release_after) % 8 == 0:
+            self._store.free(ints(m.release_after))
+        if m.stateless:
+            self._store.forget_results()
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _bind_inputs(
+        self, inputs: list[tuple[int, TensorSpec]], storages: list[int], payload: Tensor
+    ) -> None:
+        specs = [s for _, s in inputs]
+        tensors = unpack(payload, specs, storages)
+        if self._device.is_cuda:
+            tensors = self._move(tensors, specs)
+        bind = self._store.bind
+        for (handle, _), tensor in zip(inputs, tensors, strict=True):
+            bind(handle, tensor)
+
+    def _move(self, tensors: list[Tensor], specs: list[TensorSpec]) -> list[Tensor]:
+        """Copies to the GPU, keeping shared storages shared."""
+        storages: dict[int, torch.UntypedStorage] = {}
+        moved = []
+        for tensor, spec in zip(tensors, specs, strict=True):
+            key = storage_key(tensor)
+            if key not in storages:
+                flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                storages[key] = self._device.to_device(flat).untyped_storage()
+            empty = torch.empty(0, dtype=tensor.dtype, device=self._device.torch_device)
+            offset = spec.offset if spec.storage >= 0 else 0
+            moved.append(empty.set_(storages[key], offset, spec.shape, spec.stride))
+        return moved
+
+    def _run(self, m: Execute, template: Template | None) -> tuple[Result, list[memoryview], object]:
+        store, device = self._store, self._device
+        counters: dict[str, int] = {}
+        relayouts: list[Relayout] = []
+        live: list[int] = []
+        remote_ms = cpu_s = 0.0
+        ops, digest = 0, b""
+        if template is not None:
+            literal_vector, float_vector, handles = ints(m.literals), floats(m.floats), ints(m.ext)
+            if (len(literal_vector), len(float_vector), len(handles)) != (
+                template.n_literals,
+                template.n_floats,
+                template.n_ext,
+            ):
+                raise ProtocolError(
+                    f"template {m.template} takes {template.n_literals} ints, {template.n_floats} floats and "
+                    f"{template.n_ext} externals, not {len(literal_vector)}, {len(float_vector)} "
+                    f"and {len(handles)}"
+                )
+            ext = store.get_all(handles)
+            if template.mutated_ext:
+                copies = store.before_write(
+                    (ext[i] for i in template.mutated_ext), still_pristine=m.stateless
+                )
+                if copies:
+                    counters["private_copies"] = copies
+                    ext = store.get_all(handles)
+            versions = [t._version for t in ext] if m.stateless else ()
+            ops, digest = template.n_ops, template.digest
+            device.synchronize()
+            cpu, start = time.process_time(), time.perf_counter()
+            if template.random:
+                generator = device.generator
+                generator.set_state(self._random_state)
+                try:
+                    values, relayouts = template.run(ext, literal_vector, float_vector, m.checks)
+                finally:
+                    self._random_state = generator.get_state()
+            else:
+                values, relayouts = template.run(ext, literal_vector, float_vector, m.checks)
+            device.synchronize()
+            remote_ms = (time.perf_counter() - start) * 1e3
+            cpu_s = time.process_time() - cpu
+            if m.stateless:
+                # An alias may have a version counter of its own: what was written is a storage.
+                keys = {
+                    storage_key(t) for t, before in zip(ext, versions, strict=True) if t._version != before
+                }
+                store.written(keys)
+                live = [h for h, t in zip(handles, ext, strict=True) if storage_key(t) in keys]
+                live = list(dict.fromkeys(live))
+                live += [m.base + s for s, v in zip(template.kept, values, strict=True) if v is not None]
+            store.bind_kept(m.base, template.kept, values)
+            if store.limit:
+                store.reserve(0)
+            if relayouts:
+                counters["relayouts"] = len(relayouts)
+        receipt = ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, remote_ms, cpu_s, counters)
+        result = Result(receipt, relayouts=relayouts)
+        return self._answer(m, result, live)
+
+    def _answer(self, m: Execute, result: Result, live: list[int]) -> tuple[Result, list[memoryview], object]:
+        store = self._store
+        pieces: list[memoryview] = []
+        owners: list[object] = []
+        if m.fetch:
+            specs = []
+            for tensor in store.get_all(m.fetch):
+                spec, data, owner = to_wire(tensor)
+                specs.append(spec)
+                pieces.append(data)
+                owners.append(owner)
+            result.fetched = specs
+        if m.describe:
+            result.described = [
+                structs.replace(spec_of(t), offset=t.storage_offset()) for t in store.get_all(m.describe)
+            ]
+        if m.stateless:
+            result.live, result.storages, storages = self._live_values(live)
+            for storage in storages:
+                pieces.append(bytes_of_storage(storage))
+                owners.append(storage)
+            store.forget_results()
+        return result, pieces, owners
+
+    def _live_values(
+        self, handles: list[int]
+    ) -> tuple[list[LiveValue], list[int], list[torch.UntypedStorage]]:
+        """Live values as unique storages; what the client uploaded, and nobody wrote to, stays here."""
+        values: list[LiveValue] = []
+        index: dict[int, int] = {}
+        storages: list[torch.UntypedStorage] = []
+        for handle, tensor in zip(handles, self._store.get_all(handles), strict=True):
+            key = storage_key(tensor)
+            resident = self._store.pristine_handle(key)
+            if resident is not None:
+                values.append(LiveValue(handle, spec_of(tensor, storage=-2), resident))
+                continue
+            if tensor.is_conj() or tensor.is_neg():
+                tensor = tensor.resolve_conj().resolve_neg()
+                key = storage_key(tensor)
+            if key not in index:
+                index[key] = len(storages)
+                storage = tensor.untyped_storage()
+                storages.append(storage.cpu() if self._device.is_cuda else storage)
+            values.append(LiveValue(handle, spec_of(tensor, storage=index[key])))
+        return values, [s.nbytes() for s in storages], storages

@@ -1,0 +1,284 @@
+"""One client's session: the request loop of one connection, in one thread."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genie.errors import AuthError, GenieError, ProtocolError
+from genie.server.execute import Device, Executor
+from genie.server.faults import Fault, fault_of
+from genie.server.store import HandleStore
+from genie.server.weights import WeightStore
+from genie.wire import auth
+from genie.wire.framing import EMPTY, HANDSHAKE_HEADER, MAX_HEADER, Channel, PeerClosedError
+from genie.wire.messages import (
+    PROTOCOL_VERSION,
+    Adopt,
+    Auth,
+    Bye,
+    Challenge,
+    ClientMessage,
+    Counters,
+    CountersReply,
+    Execute,
+    Offer,
+    Ping,
+    Pong,
+    Release,
+    TensorSpec,
+    Upload,
+    Wanted,
+    Welcome,
+)
+from genie.wire.tensors import DTYPES, dense_nbytes, over_storage
+
+log = logging.getLogger("genie.server")
+
+HANDSHAKE_SECONDS = 10.0
+LINGER_SECONDS = 2.0
+
+
+@dataclass
+class ServerState:
+    """What all sessions of a server share."""
+
+    device: Device
+    token: str
+    memory_limit: int
+    weights: WeightStore
+    log_tail: Callable[[], str]
+    numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
+
+
+class Session:
+    """Serves one connection until it ends. Whatever ends it, everything it held is freed."""
+
+    def __init__(self, channel: Channel, state: ServerState, peer: str) -> None:
+        self._channel: Channel[Any] = channel
+        self._state = state
+        self.name = f"session {next(state.numbers)} from {peer}"
+        self.number = int(self.name.split()[1])
+        self._store = HandleStore(state.memory_limit)
+        self._executor = Executor(state.device, self._store)
+        self._deferred: Fault | None = None  # of a request without reply; answers the next one that has one
+        self._refusal: Fault | None = None  # why the payload of the frame just received was dropped
+        # Contents that an Offer found here stay until they are adopted, even if their session ends.
+        self._reserved: dict[bytes, torch.UntypedStorage] = {}
+        self._cpu_at_start = time.process_time()
+        self._authenticated = False
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        torch.set_grad_enabled(False)  # of this thread
+        try:
+            self._handshake()
+            self._loop()
+        except PeerClosedError as exc:
+            log.info("%s: %s", self.name, exc)
+        except GenieError as exc:
+            log.warning("%s: closed: %s", self.name, exc)
+            self._refuse(Fault(type(exc).__name__, str(exc)))
+        except OSError as exc:
+            log.warning("%s: connection lost: %s", self.name, exc)
+        finally:
+            self._channel.close()
+            self._store.clear()
+            self._reserved.clear()
+            self._executor.templates.clear()
+
+    def abort(self) -> None:
+        """Called by another thread when the server stops."""
+        self._channel.abort()
+
+    def _handshake(self) -> None:
+        channel, state = self._channel, self._state
+        channel.settimeout(HANDSHAKE_SECONDS)
+        channel.max_header = HANDSHAKE_HEADER
+        nonce = auth.new_nonce()
+        channel.send(Challenge(PROTOCOL_VERSION, nonce))
+        message, _ = channel.receive(max_payload=0)
+        if not isinstance(message, Auth):
+            raise ProtocolError(f"a session starts with Auth, not {type(message).__name__}")
+        if message.version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the client speaks protocol version {message.version}, this server {PROTOCOL_VERSION}: "
+                "install the same version of Genie on both"
+            )
+        if not auth.same_mac(message.mac, auth.client_mac(state.token, nonce)):
+            raise AuthError(
+                "the server refused the token: give the one it was started with "
+                f"({auth.TOKEN_VARIABLE} or a token file)"
+            )
+        self._authenticated = True
+        device = state.device
+        channel.send(
+            Welcome(
+                mac=auth.server_mac(state.token, message.nonce),
+                pid=device.pid,
+                device=device.name,
+                device_type=device.torch_device.type,
+                torch_version=str(torch.__version__),
+                session=self.number,
+                memory_limit=state.memory_limit,
+            )
+        )
+        channel.settimeout(None)
+        channel.max_header = MAX_HEADER
+        log.info("%s: open", self.name)
+
+    def _loop(self) -> None:
+        channel = self._channel
+        receive, send, allocate = channel.receive, channel.send, self._allocate
+        execute = self._executor.execute
+        while True:
+            message, payload = receive(allocate)
+            refusal, self._refusal = self._refusal, None
+            kind = type(message)
+            try:
+                if kind is Execute:
+                    deferred, self._deferred = self._deferred or refusal, None
+                    result, pieces, owners = execute(message, payload, deferred)
+                    send(result, pieces)
+                    del result, pieces, owners
+                elif kind is Upload or kind is Adopt or kind is Release:
+                    self._one_way(message, payload, refusal)
+                elif kind is Bye:
+                    log.info("%s: closed by the client", self.name)
+                    return
+                else:
+                    send(self._answer(message, refusal))
+            except Fault as fault:
+                log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+                send(fault.to_wire(self._state.log_tail()))
+            # A payload that the session does not hold must not live until the next frame arrives.
+            payload = EMPTY
+
+    def _allocate(self, message: ClientMessage, nbytes: int) -> Tensor | None:
+        """Memory for a payload, or None when it is to be read and dropped; the request then fails."""
+        try:
+            if isinstance(message, Upload):
+                expected = dense_nbytes(message.spec)
+                if expected != nbytes:
+                    raise ProtocolError(
+                        f"upload of {message.spec} needs {expected} bytes, but came with {nbytes}"
+                    )
+            elif isinstance(message, Ping):
+                return None
+            elif not isinstance(message, Execute):
+                raise ProtocolError(
+                    f"{type(message).__name__} takes no payload, but came with {nbytes} bytes"
+                )
+            self._store.reserve(nbytes)
+            return self._state.device.new_payload(nbytes)
+        except (GenieError, RuntimeError, MemoryError) as exc:
+            self._refusal = fault_of(exc, device=self._state.device.name)
+            return None
+
+    def _refuse(self, fault: Fault) -> None:
+        """Tells the client why its session is closed, and reads on a little: closing a socket with
+        unread bytes would reset the connection and could destroy the message on its way."""
+        try:
+            self._channel.settimeout(LINGER_SECONDS)
+            # The log is not for strangers.
+            self._channel.send(fault.to_wire(self._state.log_tail() if self._authenticated else ""))
+            self._channel.linger()
+        except OSError as exc:
+            log.info("%s: the client did not wait for the reason: %s", self.name, exc)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _answer(self, message: ClientMessage, refusal: Fault | None) -> Any:
+        if isinstance(message, Counters):
+            # Answers even a poisoned session: the harness reads it after a failure, too.
+            channel = self._channel
+            return CountersReply(
+                bytes_in=channel.frame_start,
+                bytes_out=channel.bytes_out,
+                cpu_s=time.process_time() - self._cpu_at_start,
+                held_bytes=self._store.held_bytes,
+                handles=len(self._store),
+                templates=len(self._executor.templates),
+            )
+        fault, self._deferred = self._deferred or refusal, None
+        if fault is not None:
+            raise fault
+        if isinstance(message, Ping):
+            return Pong()
+        if isinstance(message, Offer):
+            return self._offer(message)
+        raise Fault("ProtocolError", f"{type(message).__name__} cannot come in the middle of a session")
+
+    def _offer(self, m: Offer) -> Wanted:
+        if len(m.digests) != len(m.nbytes):
+            raise Fault(
+                "ProtocolError", f"an offer of {len(m.digests)} digests came with {len(m.nbytes)} sizes"
+            )
+        missing = []
+        for i, (digest, nbytes) in enumerate(zip(m.digests, m.nbytes, strict=True)):
+            storage = self._state.weights.find(digest)
+            if storage is None or storage.nbytes() != nbytes:
+                missing.append(i)
+            else:
+                self._reserved[digest] = storage
+        return Wanted(missing)
+
+    def _one_way(self, message: Upload | Adopt | Release, payload: Tensor, refusal: Fault | None) -> None:
+        """A failure is kept for the next request that has a reply, and poisons the handle."""
+        if isinstance(message, Release):
+            if refusal is None:
+                self._store.free(message.handles)
+            else:
+                self._deferred = self._deferred or refusal
+            return
+        try:
+            if refusal is not None:
+                raise refusal
+            if isinstance(message, Adopt):
+                self._adopt(message)
+            else:
+                self._upload(message, payload)
+        except (Fault, GenieError, RuntimeError, MemoryError) as exc:
+            fault = fault_of(exc, device=self._state.device.name)
+            log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+            self._store.poison([message.handle], Fault(*fault.args))
+            self._deferred = self._deferred or Fault(*fault.args)
+
+    def _upload(self, m: Upload, payload: Tensor) -> None:
+        expected = dense_nbytes(m.spec)
+        if payload.numel() != expected:
+            raise ProtocolError(f"upload of {m.spec} needs {expected} bytes, but came with {payload.numel()}")
+        if m.digest is not None and hashlib.sha256(payload.numpy().data).digest() != m.digest:
+            raise ProtocolError(
+                f"the bytes uploaded for handle {m.handle} do not have the digest that came with them"
+            )
+        storage = self._state.device.to_device(payload).untyped_storage()
+        if m.digest is not None:
+            storage = self._state.weights.add(m.digest, storage)
+        self._bind_upload(m.handle, storage, m.spec, shared=m.digest is not None)
+
+    def _adopt(self, m: Adopt) -> None:
+        expected = dense_nbytes(m.spec)
+        storage = self._reserved.pop(m.digest, None) or self._state.weights.find(m.digest)
+        if storage is None or storage.nbytes() != expected:
+            raise ProtocolError(
+                f"no content of {expected} bytes with the digest {m.digest.hex()[:16]} is here: "
+                "offer it first, and upload what the server wants"
+            )
+        self._store.reserve(0 if self._store.holds(storage) else expected)
+        self._bind_upload(m.handle, storage, m.spec, shared=True)
+
+    def _bind_upload(
+        self, handle: int, storage: torch.UntypedStorage, spec: TensorSpec, *, shared: bool
+    ) -> None:
+        tensor = over_storage(storage, spec, DTYPES[spec.dtype])
+        self._store.bind(handle, tensor, shared=shared, uploaded=True)

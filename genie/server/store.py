@@ -1,0 +1,213 @@
+"""The handle table of one session: handles (ints) to tensors, with the aliasing between them.
+
+Free of sockets and messages, so a session inside the client's own process uses it as well.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from genie.errors import OutOfMemoryError, ProtocolError
+
+MAX_HANDLES = 1 << 22
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identifies the tensor's storage while it is alive; equal for all views of it."""
+    return tensor.untyped_storage()._cdata
+
+
+class HandleStore:
+    """``limit``: bytes of unique storages that may be held; 0 = no limit.
+
+    A handle is bound to a tensor, or poisoned with the error that kept it from being made. Content
+    bound with ``shared=True`` is read-only for this session: call `make_private` before writing.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._tensors: dict[int, Tensor] = {}
+        self._poisoned: dict[int, Exception] = {}
+        self._uploaded: set[int] = set()
+        # Weak references keep the keys from being reused by the allocator, not the contents alive.
+        self._shared: dict[int, StorageWeakRef] = {}
+        self._pristine: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound_bytes = 0  # never less than the bytes held; exact after `held_bytes`
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._tensors
+
+    # -- binding and reading -------------------------------------------------------------------
+
+    def bind(self, handle: int, tensor: Tensor, *, shared: bool = False, uploaded: bool = False) -> None:
+        """Binds or rebinds a handle. ``uploaded`` content survives `forget_results`.
+
+        Raises ProtocolError over 4 M handles. Does not check the limit: see `reserve` and `over_limit`.
+        """
+        if len(self._tensors) >= MAX_HANDLES:
+            raise ProtocolError(f"a session may hold {MAX_HANDLES} handles: release some")
+        self._tensors[handle] = tensor
+        if self._poisoned:
+            self._poisoned.pop(handle, None)
+        if self.limit:
+            self._bound_bytes += tensor.untyped_storage().nbytes()
+        if uploaded:
+            self._uploaded.add(handle)
+            self._pristine[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), handle)
+        elif self._uploaded:
+            self._uploaded.discard(handle)
+        if shared:
+            self._shared[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage())
+
+    def bind_kept(self, base: int, slots: Iterable[int], values: Iterable[Tensor | None]) -> None:
+        """Binds a program's kept values: slot s to handle ``base + s``."""
+        tensors, uploaded, poisoned, limit = self._tensors, self._uploaded, self._poisoned, self.limit
+        if len(tensors) > MAX_HANDLES - 100_000:
+            raise ProtocolError(f"a session may hold {MAX_HANDLES} handles: release some")
+        for slot, value in zip(slots, values, strict=True):
+            if value is not None:
+                handle = base + slot
+                tensors[handle] = value
+                if handle in uploaded:
+                    uploaded.discard(handle)
+                if poisoned:
+                    poisoned.pop(handle, None)
+                if limit:
+                    self._bound_bytes += value.untyped_storage().nbytes()
+
+    def get(self, handle: int) -> Tensor:
+        """Raises the error that poisoned the handle, or ProtocolError for one that was never bound."""
+        try:
+            return self._tensors[handle]
+        except KeyError:
+            raise self._missing(handle) from None
+
+    def get_all(self, handles: Iterable[int]) -> list[Tensor]:
+        """`get` for many handles."""
+        tensors = self._tensors
+        try:
+            return [tensors[h] for h in handles]
+        except KeyError as exc:
+            raise self._missing(exc.args[0]) from None
+
+    def _missing(self, handle: int) -> Exception:
+        error = self._poisoned.get(handle)
+        if error is not None:
+            return copy.copy(error)
+        return ProtocolError(f"handle {handle} is not bound in this session: it was released, or never made")
+
+    def poison(self, handles: Iterable[int], error: Exception) -> None:
+        """Later uses of the handles raise a copy of ``error`` (which must not hold a traceback)."""
+        if len(self._poisoned) < MAX_HANDLES:
+            for handle in handles:
+                self._tensors.pop(handle, None)
+                self._poisoned[handle] = error
+
+    def free(self, handles: Iterable[int]) -> None:
+        """Forgets handles; unknown ones are ignored (their program may have failed)."""
+        pop = self._tensors.pop
+        for handle in handles:
+            pop(handle, None)
+            if self._poisoned:
+                self._poisoned.pop(handle, None)
+            if self._uploaded:
+                self._uploaded.discard(handle)
+
+    def clear(self) -> None:
+        for table in (self._tensors, self._poisoned, self._uploaded, self._shared, self._pristine):
+            table.clear()
+
+    # -- memory --------------------------------------------------------------------------------
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the unique storages behind all handles."""
+        sizes = {}
+        for tensor in self._tensors.values():
+            storage = tensor.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
+        self._bound_bytes = sum(sizes.values())
+        return self._bound_bytes
+
+    def reserve(self, nbytes: int) -> None:
+        """Raises OutOfMemoryError when ``nbytes`` more would be over the limit. Allocates nothing."""
+        if self.limit and self._bound_bytes + nbytes > self.limit and self.held_bytes + nbytes > self.limit:
+            raise OutOfMemoryError(
+                f"this session holds {self._bound_bytes} bytes and asks for {nbytes} more, over its limit of "
+                f"{self.limit}: release tensors, or start the server with a larger --memory-limit"
+            )
+
+    def holds(self, storage: torch.UntypedStorage) -> bool:
+        """A shared or uploaded content that this session has a handle on already."""
+        weak = self._shared.get(storage._cdata)
+        return weak is not None and not weak.expired()
+
+    # -- writing to shared content ---------------------------------------------------------------
+
+    def before_write(self, tensors: Iterable[Tensor], *, still_pristine: bool = False) -> int:
+        """To be called with the externals that a program may write to. Shared content is copied, and
+        every handle on it rebound. Returns the number of copies; the caller must fetch its tensors anew.
+
+        ``still_pristine``: the caller finds out itself whether the write happens (`written`).
+        """
+        if not self._shared and not self._pristine:
+            return 0
+        copies = 0
+        for key in {storage_key(t): t for t in tensors}:
+            if key in self._shared:
+                key = self._make_private(key)
+                copies += 1
+            if not still_pristine:
+                self._pristine.pop(key, None)
+        return copies
+
+    def _make_private(self, key: int) -> int:
+        """Rebinds every handle on the storage to a copy, with its geometry; returns the copy's key."""
+        aliases = [(h, t) for h, t in self._tensors.items() if storage_key(t) == key]
+        storage = aliases[0][1].untyped_storage().clone()
+        for handle, t in aliases:
+            view = torch.empty(0, dtype=t.dtype, device=t.device)
+            view.set_(storage, t.storage_offset(), t.shape, t.stride())
+            self._tensors[handle] = view
+        self._bound_bytes += storage.nbytes()
+        self._shared.pop(key)
+        if key in self._pristine:
+            self._pristine[storage._cdata] = (StorageWeakRef(storage), self._pristine.pop(key)[1])
+        return storage._cdata
+
+    # -- stateless programs ----------------------------------------------------------------------
+
+    def written(self, keys: Iterable[int]) -> None:
+        """The storages no longer hold what was uploaded into them."""
+        for key in keys:
+            self._pristine.pop(key, None)
+
+    def pristine_handle(self, key: int) -> int | None:
+        """The uploaded handle whose unmodified content the storage is, if it is one."""
+        entry = self._pristine.get(key)
+        return entry[1] if entry is not None and entry[1] in self._uploaded else None
+
+    def forget_results(self) -> None:
+        """Frees all but what was uploaded and is unmodified."""
+        keep = {}
+        for handle in self._uploaded:
+            tensor = self._tensors.get(handle)
+            if tensor is not None and storage_key(tensor) in self._pristine:
+                keep[handle] = tensor
+        self._tensors = keep
+        self._uploaded &= keep.keys()
+        self._poisoned.clear()
+        self.purge()
+
+    def purge(self) -> None:
+        """Drops the bookkeeping of contents that are gone."""
+        self._shared = {k: w for k, w in self._shared.items() if not w.expired()}
+        self._pristine = {k: e for k, e in self._pristine.items() if not e[0].expired()}
