@@ -79,8 +79,11 @@ class ChildProcess:
         try:
             with open(log, "ab") as output, on_all_cores():
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", module, "--parent", str(os.getpid())]
-                    + ["--ready-fd", str(ready_write), *arguments],
+                    [
+                        *(sys.executable, "-m", module),
+                        *("--parent", str(os.getpid()), "--ready-fd", str(ready_write)),
+                        *arguments,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,

@@ -69,7 +69,7 @@ class ResidentModel:
             if self._slot.type == "cuda":
                 torch.cuda.synchronize(self._slot.torch_device)
             load_s = build_s + time.perf_counter() - start
-        except Exception as error:  # any error of the workload's own code is the client's to see
+        except Exception as error:  # noqa: BLE001 - whatever the workload raises is the client's to see
             return _failed(error)
         self._workload, self._model = workload, model
         print(f"{self._device}: holds {info}", flush=True)
@@ -82,7 +82,7 @@ class ResidentModel:
             if self._workload is None or self._model is None:
                 raise SessionClosedError("the worker holds no model: call prepare() before run()")
             response = self._workload.run(self._model, request, self._slot.torch_device)
-        except Exception as error:  # as in load()
+        except Exception as error:  # noqa: BLE001 - as in load()
             return _failed(error)
         return Done(
             response,

@@ -34,9 +34,7 @@ class RpcPool:
     thread that outlives it (see ``peer_process``).
     """
 
-    def __init__(
-        self, devices: list[DeviceSlot], link: str = "tcp", start_timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, devices: list[DeviceSlot], link: str = "tcp", start_timeout_s: float = 60.0) -> None:
         if link not in ("tcp", "shm"):
             raise ConfigError(f"unknown link {link!r} for pytorch_rpc: choose tcp or shm")
         self.devices = list(devices)
@@ -68,7 +66,7 @@ class RpcPool:
         if rpc.api._is_current_rpc_agent_set():
             raise ConfigError("this process already runs torch.distributed.rpc: close the other pool first")
         self._folder = Path(tempfile.mkdtemp(prefix="genie-rpc-"))
-        self._generation = generation = rpc._init_counter  # type: ignore[attr-defined]
+        self._generation = generation = rpc._init_counter
         world = len(self.devices) + 1
         store = str(self._folder / "store")
         try:
@@ -112,9 +110,12 @@ class RpcPool:
         except RuntimeError as error:
             # ResidentModel returns its own errors as values: what is raised here is the RPC layer's.
             dead = [worker.pid for worker in self._workers if not worker.alive()]
-            reason = f"worker process {dead} died" if dead else f"no answer within {timeout_s:.0f} s, or a bad one"
+            reason = (
+                f"worker process {dead} died" if dead else f"no answer within {timeout_s:.0f} s, or a bad one"
+            )
             self._lost = ServerLostError(
-                f"pytorch_rpc lost a worker during {method}(): {reason} ({_first_line(error)}); restart the pool",
+                f"pytorch_rpc lost a worker during {method}(): {reason} "
+                f"({_first_line(error)}); restart the pool",
                 self.log_tail(),
             )
             raise self._lost from error
@@ -137,7 +138,7 @@ class RpcPool:
         for worker in self._workers:
             worker.stop()
         self._workers = []
-        if self._member or rpc.api._is_current_rpc_agent_set() and self._folder is not None:
+        if self._member or (rpc.api._is_current_rpc_agent_set() and self._folder is not None):
             rpc.shutdown(graceful=False)
         self._member = False
         self._lost = None

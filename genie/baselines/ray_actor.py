@@ -172,7 +172,14 @@ class RayPool:
         self._folder = Path(tempfile.mkdtemp(prefix="gray", dir="/tmp"))
         self._cluster = ChildProcess(
             "genie.baselines.ray_cluster",
-            ["--actors", str(len(self.devices)), "--store-bytes", str(self._store_bytes), "--link", self._kind],
+            [
+                "--actors",
+                str(len(self.devices)),
+                "--store-bytes",
+                str(self._store_bytes),
+                "--link",
+                self._kind,
+            ],
             self._folder / "cluster.log",
             _RAY_ENV | {"RAY_TMPDIR": str(self._folder)},
         )
@@ -189,7 +196,9 @@ class RayPool:
                     logging_level=logging.ERROR,
                 )
             if ray.get_runtime_context().get_node_id() != ready["head_node"]:
-                raise ConnectError("the driver attached to the actors' raylet: its tensors would not cross TCP")
+                raise ConnectError(
+                    "the driver attached to the actors' raylet: its tensors would not cross TCP"
+                )
             actor = ray.remote(ResidentModel).options(num_cpus=1, resources={ACTOR_RESOURCE: 1})
             self._actors = [actor.remote(slot) for slot in self.devices]
             self._actor_pids = ray.get(
@@ -216,7 +225,7 @@ class RayPool:
 
     def _lose(self, method: str, reason: str | None) -> ServerLostError:
         self._lost = ServerLostError(
-            f"ray lost an actor during {method}(): {reason}; restart the pool", self.log_tail()
+            f"ray lost its actors during {method}(): {reason}; restart the pool", self.log_tail()
         )
         self._disconnect()
         return self._lost
@@ -236,8 +245,9 @@ class RayPool:
         free = shutil.disk_usage("/dev/shm").free
         if free < stores * self._store_bytes:
             raise ConfigError(
-                f"ray needs {stores * self._store_bytes >> 20} MiB of shared memory for its object stores, /dev/shm "
-                f"has {free >> 20} MiB free: give the container more (docker --shm-size), or pass store_bytes"
+                f"ray needs {stores * self._store_bytes >> 20} MiB of shared memory for its object stores, "
+                f"/dev/shm has {free >> 20} MiB free: give the "
+                "container more (docker --shm-size), or lower store_bytes"
             )
 
 
@@ -253,7 +263,9 @@ def _import_ray() -> ModuleType:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"baseline ray needs Ray, which does not import ({error}): pip install ray") from error
+        raise ConfigError(
+            f"baseline ray needs Ray, which does not import ({error}): pip install ray"
+        ) from error
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.distributed.rpc import TensorPipeRpcBackendOptions
@@ -29,7 +30,7 @@ def options(store: str, link: str, timeout_s: float) -> TensorPipeRpcBackendOpti
     """
     from torch.distributed.rpc import TensorPipeRpcBackendOptions
 
-    over_tcp = {"_transports": ["uv"], "_channels": ["basic"]} if link == "tcp" else {}
+    over_tcp: dict[str, Any] = {"_transports": ["uv"], "_channels": ["basic"]} if link == "tcp" else {}
     return TensorPipeRpcBackendOptions(init_method=f"file://{store}", rpc_timeout=timeout_s, **over_tcp)
 
 
@@ -47,10 +48,10 @@ def init_member(rank: int, world: int, generation: int, options: object) -> None
     """
     from torch.distributed import rpc
 
-    rpc._init_counter = generation  # type: ignore[attr-defined]
-    rpc.init_rpc(
-        member_name(rank, generation), rank=rank, world_size=world, rpc_backend_options=options
-    )
+    rpc._init_counter = generation
+    # init_rpc's own use of Gloo trips torch's own deprecation.
+    warnings.filterwarnings("ignore", message="You are using a Backend", category=UserWarning)
+    rpc.init_rpc(member_name(rank, generation), rank=rank, world_size=world, rpc_backend_options=options)
 
 
 def main() -> None:

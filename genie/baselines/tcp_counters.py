@@ -172,12 +172,8 @@ def moved(before: Snapshot, after: Snapshot) -> EndBytes:
 
 
 def _dump(family: int) -> list[TcpSocket]:
-    request = struct.pack(
-        "=BBBBI48x", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, _STATES
-    )
-    header = _NLMSGHDR.pack(
-        _NLMSGHDR.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0
-    )
+    request = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 0, _STATES)
+    header = _NLMSGHDR.pack(_NLMSGHDR.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
     found: list[TcpSocket] = []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
@@ -188,8 +184,9 @@ def _dump(family: int) -> list[TcpSocket]:
                 pass
     except OSError as error:
         raise MeasurementError(
-            f"this kernel gives no TCP byte counters over NETLINK_SOCK_DIAG ({error}): bytes on the wire of the "
-            "peers cannot be measured here; load the module tcp_diag, or run on a host whose sandbox allows it"
+            f"this kernel gives no TCP byte counters over NETLINK_SOCK_DIAG ({error}): bytes on "
+            "the wire of the peers cannot be measured here; load the module tcp_diag, or run on a host whose "
+            "sandbox allows it"
         ) from error
     return found
 

@@ -140,6 +140,8 @@ class Connection:
 
     def request(self, message: Any, buffers: Sequence[Any] = ()) -> tuple[Any, Tensor]:
         """`send`, then `receive`; nothing else may be on its way."""
+        if self._lost is not None:
+            raise self._lost
         if self._outstanding or self._ready:
             raise RuntimeError(
                 "request() while earlier requests wait for their replies: receive() those first"

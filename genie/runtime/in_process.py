@@ -31,7 +31,7 @@ class InProcessExecutor:
         self.device = device
         self.store = HandleStore()
         self.executed_ops = 0
-        self.remote_s = 0.0
+        self.busy_s = 0.0
         self._ops = OpTable(device)
         self._defined: set[int] = set()
         self._templates: dict[tuple[bytes, bytes], Template] = {}
@@ -69,7 +69,7 @@ class InProcessExecutor:
             self.store.poison(program.kept_handles(), error)
             raise error from exc
         finally:
-            self.remote_s += time.perf_counter() - started
+            self.busy_s += time.perf_counter() - started
         self.executed_ops += len(program.entries)
         return outcome
 

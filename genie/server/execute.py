@@ -239,10 +239,11 @@ class Executor:
             remote_ms = (time.perf_counter() - start) * 1e3
             cpu_s = time.process_time() - cpu
             if m.stateless:
-                # An alias may have a version counter of its own: what was written is a storage.
+                # What was written is a storage. Version counters alone do not tell: normalisation ops
+                # write to their running statistics without counting it.
                 keys = {
                     storage_key(t) for t, before in zip(ext, versions, strict=True) if t._version != before
-                }
+                } | {storage_key(ext[i]) for i in template.mutated_ext}
                 store.written(keys)
                 live = [h for h, t in zip(handles, ext, strict=True) if storage_key(t) in keys]
                 live = list(dict.fromkeys(live))
@@ -260,6 +261,10 @@ class Executor:
         store = self._store
         pieces: list[memoryview] = []
         owners: list[object] = []
+        if m.stateless:
+            result.live, result.storages, storages = self._live_values(live)
+            pieces += map(bytes_of_storage, storages)
+            owners += storages
         if m.fetch:
             specs = []
             for tensor in store.get_all(m.fetch):
@@ -273,10 +278,6 @@ class Executor:
                 structs.replace(spec_of(t), offset=t.storage_offset()) for t in store.get_all(m.describe)
             ]
         if m.stateless:
-            result.live, result.storages, storages = self._live_values(live)
-            for storage in storages:
-                pieces.append(bytes_of_storage(storage))
-                owners.append(storage)
             store.forget_results()
         return result, pieces, owners
 

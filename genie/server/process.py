@@ -178,7 +178,6 @@ def serve(options: ServeOptions, started: float) -> int:
     ConnectError before the ready line; afterwards problems go to the log.
     """
     imported = time.monotonic()
-    tail = set_up_log(options.log_file)
     if options.die_with_parent:
         _die_with_parent()
     if (options.tls_cert is None) != (options.tls_key is None):
@@ -196,6 +195,7 @@ def serve(options: ServeOptions, started: float) -> int:
             "--token-file, and give clients the same"
         )
     slot = parse_device(options.device, options.cores)
+    tail = set_up_log(options.log_file)
     try:
         pin(slot)
     except OSError as exc:

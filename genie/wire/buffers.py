@@ -22,7 +22,7 @@ class BlockPool:
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._keep_bytes = keep_bytes
         self._free: list[mmap.mmap] = []
-        self._free_bytes = 0
+        self.free_bytes = 0
         # Reentrant: the garbage collector may run a block's finalizer inside any of our own lines.
         self._lock = threading.RLock()
         self._loans: dict[int, weakref.ref[memoryview]] = {}
@@ -41,7 +41,7 @@ class BlockPool:
             if fitting:
                 block = min(fitting, key=len)
                 self._free.remove(block)
-                self._free_bytes -= len(block)
+                self.free_bytes -= len(block)
                 return block
         try:
             return mmap.mmap(-1, nbytes)
@@ -52,9 +52,9 @@ class BlockPool:
         with self._lock:
             self._loans.pop(key, None)
             self._free.append(block)
-            self._free_bytes += len(block)
-            while self._free_bytes > self._keep_bytes:
-                self._free_bytes -= len(self._free.pop(0))
+            self.free_bytes += len(block)
+            while self.free_bytes > self._keep_bytes:
+                self.free_bytes -= len(self._free.pop(0))
 
 
 _POOL = BlockPool()

@@ -2,7 +2,7 @@
 
     prelude   magic "GNIE" | version u16 | zero u16 | header length u32 | payload length u64   (20 bytes, LE)
     header    one msgpack-encoded message of genie.wire.messages
-    payload   pieces in order; every piece but the first starts at the next multiple of 64 bytes
+    payload   pieces in order; each starts at the next multiple of 64 bytes (an empty one takes no room)
 
 Both ends compute the pieces' offsets from their sizes, so no table of offsets travels.
 """
@@ -56,7 +56,7 @@ def offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where each piece of a payload starts, and the payload's length, all in bytes."""
     starts, end = [], 0
     for size in sizes:
-        start = -(-end // ALIGNMENT) * ALIGNMENT
+        start = -(-end // ALIGNMENT) * ALIGNMENT if size else end
         starts.append(start)
         end = start + size
     return starts, end

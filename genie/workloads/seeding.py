@@ -34,13 +34,13 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, source: torch.Generator) -
 
 
 def images(shape: Sequence[int], dtype: torch.dtype, source: torch.Generator) -> torch.Tensor:
-    """Unit-variance images (..., channels, px, px) with px a multiple of 4: 4 x 4 patches plus noise.
+    """Unit-variance images (..., channels, height, width): 4 x 4 patches of colour plus noise.
 
     Noise alone would be averaged away by the pooling, and all images would get the same logits.
     """
     coarse = uniform((*shape[:-2], 4, 4), torch.float32, source)
-    rows, columns = shape[-2] // 4, shape[-1] // 4
-    patches = coarse.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+    row, column = (torch.arange(size) * 4 // size for size in shape[-2:])
+    patches = coarse[..., row[:, None], column]
     noise = uniform(shape, torch.float32, source)
     return ((patches + noise) * math.sqrt(0.5)).to(dtype)
 

@@ -190,7 +190,7 @@ def _rescale(model: nn.Module) -> None:
                 for layer in module.modules():
                     if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.weight.shape[1] % 2 == 0:
                         # Filters that sum to zero: what ReLU leaves has a positive mean, and 50
-                        # layers of it would drown the image (logits of two images agreed to 7 %).
+                        # layers of it would drown the image (two images' logits then differ by 4 to 7 %).
                         half = layer.weight.shape[1] // 2
                         layer.weight[:, half:] = -layer.weight[:, :half]
             case "BasicBlock":

@@ -244,10 +244,10 @@ def test_use_after_the_session_ended() -> None:
         torch.ones(2, device="genie") + x
 
 
-def test_values_are_freed_when_tensors_die(session: Session) -> None:
-    x = torch.ones(1000, device="genie")
-    for _ in range(5):
-        x = x * 1.5
-        x.sum().item()
-    held = session.executor.store.held_bytes
-    assert held <= 2 * 4000 + 64
+def test_values_are_freed_when_tensors_die() -> None:
+    with genie.local() as session:
+        x = torch.ones(1000, device="genie")
+        for _ in range(5):
+            x = x * 1.5
+            x.sum().item()
+        assert session.executor.store.held_bytes <= 2 * 4000 + 64

@@ -1,0 +1,186 @@
+"""The Genie baselines that execute on servers: one server, a pool without semantics, a pool with them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+import genie
+from genie.baselines.protocol import Receipt, Reply, Setup, Wire
+from genie.errors import SessionClosedError
+from genie.frontend.program import Executor
+from genie.runtime.link import ServerLink
+from genie.runtime.remote import ResidentExecutor, open_link
+from genie.runtime.stateless import StatelessExecutor
+from genie.workloads.protocol import Request, Response, Workload
+
+
+class LinkedExecutor(Executor, Protocol):
+    @property
+    def links(self) -> tuple[ServerLink, ...]: ...
+
+
+class _Remote:
+    """The common part: run the workload on device ``genie``, then ask the links what happened."""
+
+    name = ""
+    remote = True
+
+    def __init__(self, addresses: Sequence[str], token: str) -> None:
+        self._addresses = list(addresses)
+        self._token = token
+        self._session: genie.Session | None = None
+        self._links: tuple[ServerLink, ...] = ()
+        self._model: nn.Module | None = None
+        self._workload: Workload | None = None
+        self._response: Response | None = None
+        self._nonce = ""
+
+    def _executor(self) -> LinkedExecutor:
+        raise NotImplementedError
+
+    def _open(self, addresses: Sequence[str]) -> list[ServerLink]:
+        links: list[ServerLink] = []
+        try:
+            for address in addresses:
+                links.append(open_link(address, self._token))
+        except BaseException:
+            for link in links:
+                link.close()
+            raise
+        return links
+
+    def prepare(self, workload: Workload) -> Setup:
+        self.close()
+        start = time.perf_counter()
+        model = workload.build_model()
+        load_ms = (time.perf_counter() - start) * 1e3
+        info = workload.model_info(model)
+        executor = self._executor()
+        self._links = executor.links
+        self._session = genie.Session(executor).activate()
+        start = time.perf_counter()
+        self._model = model.to("genie")
+        self._session.synchronize()
+        upload_ms = (time.perf_counter() - start) * 1e3
+        self._workload = workload
+        return Setup(setup_ms={"load": load_ms, "upload": upload_ms}, model=info, devices=self._devices())
+
+    def _devices(self) -> int:
+        return 1
+
+    def run(self, request: Request) -> Response:
+        if self._workload is None or self._model is None or self._session is None:
+            raise SessionClosedError(f"{self.name} was asked to run before prepare(), or after close()")
+        self._nonce = secrets.token_hex(8)
+        for link in self._links:
+            link.begin(self._nonce)
+        self._response = self._workload.run(self._model, request, torch.device("genie"))
+        return self._response
+
+    def account(self) -> Reply:
+        if self._response is None:
+            raise SessionClosedError(f"{self.name} has no response to account for: call run() first")
+        response, self._response = self._response, None
+        reply = Reply(response=response)
+        wires = []
+        phases: Counter[str] = Counter()
+        for link in self._links:
+            out, into, trips, server_in, server_out = link.traffic()
+            wires.append((out, into, trips, server_in, server_out))
+            spent = link.timings
+            phases.update(
+                capture=spent.capture * 1e3,  # type: ignore[arg-type]
+                send=spent.send * 1e3,  # type: ignore[arg-type]
+                remote=spent.remote * 1e3,  # type: ignore[arg-type]
+                fetch=(spent.wait - spent.remote) * 1e3,  # type: ignore[arg-type]
+            )
+            if link.usage.receipts:
+                reply.receipts.append(_receipt(link))
+            reply.server_cpu_s += link.usage.cpu_s
+        totals = [sum(column) for column in zip(*wires, strict=True)]
+        reply.wire = Wire(
+            bytes_out=totals[0], bytes_in=totals[1], round_trips=totals[2], server_in=totals[3], server_out=totals[4]
+        )
+        reply.phases_ms = dict(phases)
+        return reply
+
+    def close(self) -> None:
+        self._model = self._workload = self._response = None
+        if self._session is not None:
+            self._session.close("the cell has ended")
+            self._session = None
+
+
+def _receipt(link: ServerLink) -> Receipt:
+    """One receipt for all programs that one server ran for one request."""
+    receipts = link.usage.receipts
+    digest = hashlib.sha256(b"".join(r.digest for r in receipts)).hexdigest()
+    counters: Counter[str] = Counter()
+    for r in receipts:
+        counters.update(r.counters)
+    nonces = {r.nonce for r in receipts}
+    return Receipt(
+        pid=receipts[0].pid,
+        device=receipts[0].device,
+        # One request has one nonce: programs that answer with several did not all run for this one.
+        nonce=nonces.pop() if len(nonces) == 1 else "",
+        ops=sum(r.ops for r in receipts),
+        programs=sum(1 for r in receipts if r.ops),
+        digest=digest,
+        counters=dict(counters),
+    )
+
+
+class GenieLocalRemote(_Remote):
+    """Lazy capture, executed by ONE server: weights uploaded once, state stays there."""
+
+    name = "genie_local_remote"
+
+    def _executor(self) -> LinkedExecutor:
+        return ResidentExecutor(self._open(self._addresses[:1])[0])
+
+
+class GenieNoSemantics(_Remote):
+    """The pool, round-robin per program; every live result comes back at every sync."""
+
+    name = "genie_no_semantics"
+
+    def _executor(self) -> LinkedExecutor:
+        return StatelessExecutor(self._open(self._addresses), round_robin=True)
+
+    def _devices(self) -> int:
+        return len(self._addresses)
+
+
+class GenieFull(_Remote):
+    """The pool with semantic features.
+
+    ``residency``: results stay on the server that made them. ``colocation``: the programs of a
+    request run where its state is. Without either, state travels with each program, as in
+    `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run.
+    """
+
+    name = "genie_full"
+
+    def __init__(self, addresses: Sequence[str], token: str, features: frozenset[str]) -> None:
+        super().__init__(addresses, token)
+        self._features = features
+
+    def _executor(self) -> LinkedExecutor:
+        colocated = "colocation" in self._features or len(self._addresses) == 1
+        if colocated and "residency" in self._features:
+            return ResidentExecutor(self._open(self._addresses[:1])[0])
+        return StatelessExecutor(
+            self._open(self._addresses if not colocated else self._addresses[:1]), round_robin=not colocated
+        )
+
+    def _devices(self) -> int:
+        return 1 if "colocation" in self._features else len(self._addresses)

@@ -1,0 +1,45 @@
+"""Which cells are collected, their ids and their order."""
+
+WORKLOADS = """
+import pytest
+
+@pytest.mark.genie_workload("llm_prefill")
+def test_prefill(benchmark, baseline, workload, measure): ...
+
+def test_ordinary(): ...
+
+@pytest.mark.genie_workload("llm_decode", gpu=[{"batch": 4}])
+def test_decode(benchmark, baseline, workload, measure): ...
+"""
+
+
+def collected(pytester, *arguments):
+    pytester.makepyfile(test_it=WORKLOADS)
+    result = pytester.runpytest_inprocess("--collect-only", "-q", "--genie-device", "cpu", *arguments)
+    return [line.partition("::")[2] for line in result.outlines if "::" in line]
+
+
+def test_peers_run_last_and_ray_last_of_all(pytester):
+    names = "ray,pytorch_rpc,genie_full,local_pytorch"
+    assert collected(pytester, "--genie-profile", "cpu", "--genie-baselines", names) == [
+        "test_ordinary",
+        "test_prefill[local_pytorch]",
+        "test_prefill[genie_full]",
+        "test_decode[local_pytorch]",
+        "test_decode[genie_full]",
+        "test_prefill[pytorch_rpc]",
+        "test_decode[pytorch_rpc]",
+        "test_prefill[ray]",
+        "test_decode[ray]",
+    ]
+
+
+def test_further_parameters_are_further_tests(pytester):
+    names = collected(
+        pytester, "--genie-profile", "gpu", "--genie-baselines", "local_pytorch", "-k", "decode"
+    )
+    assert names == ["test_decode[local_pytorch]", "test_decode[local_pytorch-batch4]"]
+
+
+def test_all_baselines_by_default(pytester):
+    assert len(collected(pytester, "--genie-profile", "smoke")) == 1 + 2 * 7

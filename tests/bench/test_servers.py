@@ -1,0 +1,94 @@
+"""The pool of servers in real runs: shared, isolated when one dies, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+POOL_USERS = """
+import os, signal, time
+import pytest
+from genie.bench.sweep import pytest_cmdline_main, pytest_configure_node
+from tests.bench import tiny
+
+@pytest.fixture
+def genie_local_remote(genie_servers):
+    with open("pools", "a") as pools:
+        print(*genie_servers.require(1), *genie_servers.pids, file=pools)
+    genie_servers.pids = frozenset()  # the stand-in's receipts are of another process
+    return tiny.Remote("genie_local_remote")
+
+@pytest.fixture
+def genie_no_semantics(genie_servers):
+    os.kill(min(genie_servers.pids), signal.SIGKILL)
+    time.sleep(0.5)
+    genie_servers.require(2)
+
+@pytest.fixture
+def genie_full(genie_servers):
+    print("PIDS", *genie_servers.pids, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def pool_users(pytester, cells):
+    arguments = cells()
+    pytester.makeconftest(POOL_USERS)
+    return (*arguments, "--genie-servers", "2", "-k", "not batch4")
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(is_alive, pids))
+
+
+def test_a_dead_server_fails_its_cells_only(pytester, pool_users):
+    result = pytester.runpytest_subprocess(
+        *pool_users, "--benchmark-json", "out.json",
+        "--genie-baselines", "local_pytorch,genie_no_semantics",
+    )  # fmt: skip
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["*ServerLostError: server 127.0.0.1:* has died*", "*log of server 127.0.0.1:*"]
+    )
+    assert "test_tiny[local_pytorch]" in (pytester.path / "out.json").read_text()
+
+
+def test_sigkill_of_pytest_leaves_no_server(pytester, pool_users):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *pool_users, "-s", "--genie-baselines", "genie_full"],
+        cwd=pytester.path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    pids = next(
+        [int(pid) for pid in line.split("PIDS")[1].split()] for line in process.stdout if "PIDS" in line
+    )
+    assert len(pids) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert gone(pids)
+
+
+def test_xdist_workers_share_the_controllers_pool(pytester, pool_users):
+    result = pytester.runpytest_subprocess(
+        *pool_users[:-2], "-n", "2", "--genie-baselines", "genie_local_remote"
+    )
+    result.assert_outcomes(passed=2)
+    pools = (pytester.path / "pools").read_text().splitlines()
+    assert len(pools) == 2
+    assert len(set(pools)) == 1
+    assert gone([int(pid) for pid in pools[0].split()[1:]])

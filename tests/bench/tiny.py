@@ -1,0 +1,152 @@
+"""A workload that runs in microseconds, an honest stand-in for a remote baseline, and ways to cheat."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from genie.baselines.protocol import Receipt, Reply, Setup, Wire
+from genie.workloads.protocol import ModelInfo, Request, Response, Verification
+
+
+class Tiny:
+    """y = W x. ``cases`` may be widened; ``seed`` makes other weights."""
+
+    name = "tiny"
+    dtype = torch.float32
+    splittable = False
+
+    def __init__(self, profile, weights="seeded", cases=("",), seed=0, **params):
+        self.profile, self.cases, self.seed, self.params = profile, tuple(cases), seed, params
+
+    def build_model(self):
+        torch.manual_seed(self.seed)
+        return nn.Linear(8, 4).eval().requires_grad_(False)
+
+    def model_info(self, model):
+        raw = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+        return ModelInfo("tiny", 36, "float32", "seeded", hashlib.sha256(raw).hexdigest())
+
+    def request(self, index, case=""):
+        generator = torch.Generator().manual_seed(index)
+        return Request(index, {"x": torch.randn(2, 8, generator=generator)}, case)
+
+    def run(self, model, request, device):
+        return Response({"y": model(request.inputs["x"].to(device)).cpu()})
+
+    def verify(self, model, request, response, reference):
+        error = (response.outputs["y"] - reference.outputs["y"]).abs().max().item()
+        return Verification(error < 1e-5, "allclose", error, f"y is off by {error}")
+
+    def state_bytes(self, request):
+        return 1000
+
+
+class Remote:
+    """Looks like a run in another process in everything that the harness checks."""
+
+    remote = True
+
+    def __init__(self, name="genie_full"):
+        self.name = name
+
+    def prepare(self, workload):
+        self.workload, self.model = workload, workload.build_model()
+        return Setup({"load": 1.0, "upload": 2.0}, workload.model_info(self.model), devices=1)
+
+    def run(self, request):
+        self.response = self.workload.run(self.model, request, "cpu")
+        return self.response
+
+    def account(self):
+        receipt = Receipt(os.getppid(), "cpu", secrets.token_hex(8), ops=2, programs=1, digest="d")
+        return Reply(self.response, [receipt], self.wire())
+
+    def wire(self):
+        return Wire(bytes_out=100, bytes_in=50, round_trips=1, server_in=100, server_out=50)
+
+    def close(self):
+        pass
+
+
+class RayStandIn(Remote):
+    def __init__(self, fixture):
+        super().__init__("ray")
+
+
+class RandomOutput(Remote):
+    def run(self, request):
+        super().run(request)
+        self.response.outputs["y"] = torch.randn(2, 4)
+        return self.response
+
+
+class CachedAnswer(Remote):
+    def run(self, request):
+        if not hasattr(self, "response"):
+            super().run(request)
+        return self.response
+
+
+class OtherWeights(Remote):
+    def prepare(self, workload):
+        return super().prepare(Tiny(workload.profile, seed=1))
+
+
+class HalfTheBatch(Remote):
+    def run(self, request):
+        return super().run(replace(request, inputs={"x": request.inputs["x"][:1]}))
+
+
+class NoReceipt(Remote):
+    def account(self):
+        reply = super().account()
+        reply.receipts = []
+        return reply
+
+
+class OwnProcess(Remote):
+    def account(self):
+        reply = super().account()
+        reply.receipts = [replace(reply.receipts[0], pid=os.getpid())]
+        return reply
+
+
+class SameNonce(Remote):
+    def account(self):
+        reply = super().account()
+        reply.receipts = [replace(reply.receipts[0], nonce="again")]
+        return reply
+
+
+class NoOps(Remote):
+    def account(self):
+        reply = super().account()
+        reply.receipts = [replace(reply.receipts[0], ops=0)]
+        return reply
+
+
+class NothingSent(Remote):
+    def wire(self):
+        return Wire(server_in=0, server_out=0, round_trips=1)
+
+
+class EndsDisagree(Remote):
+    def wire(self):
+        return replace(super().wire(), server_in=99)
+
+
+class Interrupts(Remote):
+    """Sleeps long enough for a test to press Ctrl-C in a timed round."""
+
+    def run(self, request):
+        if request.index == 1:
+            print("ROUND 1 RUNS", flush=True)
+            time.sleep(60)
+        return super().run(request)

@@ -1,0 +1,3 @@
+from tests.server.programs import connection, server
+
+__all__ = ["connection", "server"]
