@@ -11,6 +11,7 @@ import genie
 from genie.baselines.protocol import Reply, Setup
 from genie.devices import DeviceSlot
 from genie.errors import SessionClosedError
+from genie.runtime.in_process import InProcessExecutor
 from genie.workloads.protocol import Request, Response, Workload
 
 
@@ -22,6 +23,7 @@ class GenieCaptureOnly:
 
     def __init__(self, slot: DeviceSlot) -> None:
         self._slot = slot
+        self._executor = InProcessExecutor(slot.torch_device)
         self._session: genie.Session | None = None
         self._model: nn.Module | None = None
         self._workload: Workload | None = None
@@ -33,7 +35,8 @@ class GenieCaptureOnly:
         model = workload.build_model()
         load_ms = (time.perf_counter() - start) * 1e3
         info = workload.model_info(model)
-        self._session = genie.local(self._slot.torch_device).activate()
+        self._executor = InProcessExecutor(self._slot.torch_device)
+        self._session = genie.Session(self._executor).activate()
         start = time.perf_counter()
         self._model = model.to("genie")
         self._session.synchronize()
@@ -44,18 +47,16 @@ class GenieCaptureOnly:
     def run(self, request: Request) -> Response:
         if self._workload is None or self._model is None or self._session is None:
             raise SessionClosedError("genie_capture_only was asked to run before prepare(), or after close()")
-        recorder, executor = self._session.recorder, self._session.executor
-        self._before = (recorder.capture_s, executor.busy_s)
+        self._before = (self._session.recorder.capture_s, self._executor.busy_s)
         self._response = self._workload.run(self._model, request, torch.device("genie"))
         return self._response
 
     def account(self) -> Reply:
         if self._response is None or self._session is None:
             raise SessionClosedError("genie_capture_only has no response to account for: call run() first")
-        recorder, executor = self._session.recorder, self._session.executor
         phases = {
-            "capture": (recorder.capture_s - self._before[0]) * 1e3,
-            "remote": (executor.busy_s - self._before[1]) * 1e3,
+            "capture": (self._session.recorder.capture_s - self._before[0]) * 1e3,
+            "remote": (self._executor.busy_s - self._before[1]) * 1e3,
         }
         response, self._response = self._response, None
         return Reply(response=response, phases_ms=phases)

@@ -91,25 +91,27 @@ class _Remote:
         response, self._response = self._response, None
         reply = Reply(response=response)
         wires = []
-        phases: Counter[str] = Counter()
+        phases = dict.fromkeys(("capture", "send", "remote", "fetch"), 0.0)
         for link in self._links:
             out, into, trips, server_in, server_out = link.traffic()
             wires.append((out, into, trips, server_in, server_out))
             spent = link.timings
-            phases.update(
-                capture=spent.capture * 1e3,  # type: ignore[arg-type]
-                send=spent.send * 1e3,  # type: ignore[arg-type]
-                remote=spent.remote * 1e3,  # type: ignore[arg-type]
-                fetch=(spent.wait - spent.remote) * 1e3,  # type: ignore[arg-type]
-            )
+            phases["capture"] += spent.capture * 1e3
+            phases["send"] += spent.send * 1e3
+            phases["remote"] += spent.remote * 1e3
+            phases["fetch"] += (spent.wait - spent.remote) * 1e3
             if link.usage.receipts:
                 reply.receipts.append(_receipt(link))
             reply.server_cpu_s += link.usage.cpu_s
         totals = [sum(column) for column in zip(*wires, strict=True)]
         reply.wire = Wire(
-            bytes_out=totals[0], bytes_in=totals[1], round_trips=totals[2], server_in=totals[3], server_out=totals[4]
+            bytes_out=totals[0],
+            bytes_in=totals[1],
+            round_trips=totals[2],
+            server_in=totals[3],
+            server_out=totals[4],
         )
-        reply.phases_ms = dict(phases)
+        reply.phases_ms = phases
         return reply
 
     def close(self) -> None:

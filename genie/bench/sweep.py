@@ -33,6 +33,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """In the controller, for each worker that is about to start."""
+    # Workers read the command line again, where a plain -n says nothing of groups.
+    node.workerinput["genie_groups"] = node.config.getoption("dist") == "loadgroup"
     session = session_of(node.config)
     if session.options.addresses or not POOL_BASELINES & set(session.options.baselines):
         return

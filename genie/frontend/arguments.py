@@ -50,7 +50,9 @@ def pattern_of(value: Any, literals: list[int], where: str) -> list:
         return ["c", value.real, value.imag]
     if isinstance(value, (list, tuple)):
         return _list_pattern(list(value), literals, where)
-    raise UnsupportedOpError(f"{where}: an argument of type {type(value).__name__} cannot be sent to a server")
+    raise UnsupportedOpError(
+        f"{where}: an argument of type {type(value).__name__} cannot be sent to a server"
+    )
 
 
 def _list_pattern(items: list, literals: list[int], where: str) -> list:
@@ -66,7 +68,9 @@ def _list_pattern(items: list, literals: list[int], where: str) -> list:
         return ["il", len(items)]
     elif all(isinstance(x, float) for x in items):
         return ["fl", len(items)]
-    raise UnsupportedOpError(f"{where}: a list of mixed types {[type(x).__name__ for x in items]} cannot be sent")
+    raise UnsupportedOpError(
+        f"{where}: a list of mixed types {[type(x).__name__ for x in items]} cannot be sent"
+    )
 
 
 def kwargs_pattern(kwargs: dict[str, Any], literals: list[int], where: str) -> dict[str, list]:

@@ -1,4 +1,4 @@
-"""Which handler takes which op: copies, syncs, factories and metadata have their own, all else is recorded."""
+"""Which handler takes which op: copies, syncs, factories and metadata have their own."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def to_cpu(t: LazyTensor) -> Tensor:
 
 def _empty(func: Any, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
     """``empty`` is recorded only when something uses it: most are overwritten by an upload at once."""
-    kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in ("pin_memory", "layout", "device")}
+    kwargs = {
+        k: v for k, v in kwargs.items() if v is not None and k not in ("pin_memory", "layout", "device")
+    }
     kwargs.setdefault("dtype", torch.get_default_dtype())
     template = func(*args, **kwargs, device="meta")
     handle = Handle(session.current().recorder, UNRECORDED)
@@ -132,7 +134,9 @@ def _to_copy(func: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         rest = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
         return value.to(**rest) if rest else value
     if device is not None and device.type != "genie":
-        return to_cpu(src).to(**{k: v for k, v in kwargs.items() if k not in ("non_blocking", "pin_memory", "layout")})
+        return to_cpu(src).to(
+            **{k: v for k, v in kwargs.items() if k not in ("non_blocking", "pin_memory", "layout")}
+        )
     kwargs = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
     return src._h.rec.record(func, (src,), kwargs)
 
@@ -294,8 +298,8 @@ def register() -> None:
         library.impl(name, _factory(op, _empty), "PrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     for name in (
-        "full", "zeros", "ones", "arange.start_step", "arange.start", "arange", "scalar_tensor", "eye", "eye.m",
-        "linspace", "logspace", "rand", "randn", "randint", "randint.low", "randperm", "tril_indices",
+        "full", "zeros", "ones", "arange.start_step", "arange.start", "arange", "scalar_tensor", "eye",
+        "eye.m", "linspace", "logspace", "rand", "randn", "randint", "randint.low", "randperm", "tril_indices",
         "triu_indices", "hann_window", "hann_window.periodic", "hamming_window", "bartlett_window",
         "blackman_window", "kaiser_window", "range", "range.step",
     ):  # fmt: skip
@@ -320,5 +324,3 @@ def _record_factory(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in ("pin_memory", "layout")}
     kwargs["device"] = torch.device("genie")
     return session.current().recorder.record(func, args, kwargs)
-
-

@@ -22,10 +22,13 @@ class Entry:
     """
 
     __slots__ = (
-        "checked", "container", "dynamic", "literals", "op", "outs", "results", "single", "tid", "views", "writes",
+        "checked", "container", "dynamic", "literals", "op", "outs", "results", "single", "tid", "views",
+        "writes",
     )  # fmt: skip
 
-    def __init__(self, op: str, tid: int, literals: tuple[int, ...], results: list, container: Any, writes: bool):
+    def __init__(
+        self, op: str, tid: int, literals: tuple[int, ...], results: list, container: Any, writes: bool
+    ):
         self.op, self.tid, self.literals = op, tid, literals
         self.results, self.container = results, container
         self.outs: list[Spec] = [r for r in results if isinstance(r, Spec)]
@@ -111,7 +114,7 @@ def writes_running_statistics(schema: Any, args: tuple, kwargs: dict[str, Any]) 
 
 
 def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Entry:
-    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for lists of unknown length."""
+    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for unknown numbers of them."""
     name = op_name(func)
     literals: list[int] = []
     arg_patterns = [arguments.pattern_of(a, literals, name) for a in args]
@@ -126,12 +129,21 @@ def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, An
         outs.append(0 if r.alias_info is not None else -1)
     tid = define(name, arg_patterns, kwarg_patterns, outs)
     results: list = [0 if o == 0 else None for o in outs]
-    entry = Entry(name, tid, tuple(literals), results, tuple if len(outs) > 1 else None, func._schema.is_mutable)
+    entry = Entry(
+        name, tid, tuple(literals), results, tuple if len(outs) > 1 else None, func._schema.is_mutable
+    )
     entry.dynamic = True
     return entry
 
 
-_NEEDS_VALUES = ("data-dependent", "data dependent", "nonzero", "Cannot copy out of meta", "'Meta' backend", "item()")
+_NEEDS_VALUES = (
+    "data-dependent",
+    "data dependent",
+    "nonzero",
+    "Cannot copy out of meta",
+    "'Meta' backend",
+    "item()",
+)
 
 
 def _infer_on_meta(func: torch._ops.OpOverload, args: tuple, kwargs: dict, tensors: list) -> tuple[list, Any]:
@@ -142,7 +154,9 @@ def _infer_on_meta(func: torch._ops.OpOverload, args: tuple, kwargs: dict, tenso
 
     margs = [_meta_device(arguments.map_tensors(a, to_meta)) for a in args]
     mkwargs = {
-        k: _meta_device(arguments.map_tensors(v, to_meta)) for k, v in kwargs.items() if k not in arguments.DROPPED_KWARGS
+        k: _meta_device(arguments.map_tensors(v, to_meta))
+        for k, v in kwargs.items()
+        if k not in arguments.DROPPED_KWARGS
     }
     before = {k: (tuple(m.shape), m.stride()) for m, k in metas.values()}
     try:
@@ -155,7 +169,9 @@ def _infer_on_meta(func: torch._ops.OpOverload, args: tuple, kwargs: dict, tenso
         raise
     for m, k in metas.values():
         if before[k] != (tuple(m.shape), m.stride()):
-            raise UnsupportedOpError(f"{func.name()} resizes its argument {k}: give it a tensor of the final shape")
+            raise UnsupportedOpError(
+                f"{func.name()} resizes its argument {k}: give it a tensor of the final shape"
+            )
     container = None if isinstance(out, torch.Tensor) or out is None else type(out)
     flat = [out] if container is None else out
     positions = {id(m): k for m, k in metas.values()}
@@ -166,7 +182,9 @@ def _infer_on_meta(func: torch._ops.OpOverload, args: tuple, kwargs: dict, tenso
         elif isinstance(value, torch.Tensor):
             known = positions.get(id(value))
             if known is None and (value.is_conj() or value.is_neg()):
-                raise UnsupportedOpError(f"{func.name()} makes a lazy conjugate or negative view: use resolve_conj()")
+                raise UnsupportedOpError(
+                    f"{func.name()} makes a lazy conjugate or negative view: use resolve_conj()"
+                )
             results.append(spec_of(value) if known is None else known)
         else:
             raise UnsupportedOpError(f"{func.name()} returns a {type(value).__name__}, which is no tensor")

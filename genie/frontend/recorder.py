@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from array import array
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class Recorder:
             self._fresh.append(len(self._entries))
         if not self._entries:
             self._started = time.perf_counter()
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None and is_internal(frame.f_code):
             frame = frame.f_back
         self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
@@ -205,7 +205,9 @@ class Recorder:
             add(cls)
             return True
         if isinstance(a, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            raise UnsupportedOpError("symbolic sizes cannot be captured lazily: compile with backend='genie' instead")
+            raise UnsupportedOpError(
+                "symbolic sizes cannot be captured lazily: compile with backend='genie' instead"
+            )
         add((cls, repr(a)))
         return True
 
@@ -220,9 +222,9 @@ class Recorder:
         if h.rec is not self:
             why = h.rec.closed
             raise SessionClosedError(
-                f"this tensor belongs to a session that has ended ({why}): move the model to the new session again"
+                f"this tensor belongs to a session that has ended ({why}): move the model to the new one"
                 if why
-                else "tensors of two Genie sessions met in one op: move one of them through the CPU with .cpu()"
+                else "tensors of two Genie sessions met in one op: move one of them with .cpu()"
             )
         func, args, kwargs = h.empty
         fresh = self.record(func, args, kwargs)

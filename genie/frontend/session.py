@@ -57,7 +57,7 @@ def current() -> Session:
     """The active session. Raises SessionClosedError where there is none."""
     if not _stack:
         raise SessionClosedError(
-            "no Genie session is open: use `with genie.connect(\"HOST:PORT\", token=...):` "
+            'no Genie session is open: use `with genie.connect("HOST:PORT", token=...):` '
             "or `with genie.local():` around code that uses device 'genie'"
         )
     return _stack[-1]

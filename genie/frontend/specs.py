@@ -39,7 +39,7 @@ def spec(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, dtype: to
 
 
 def spec_of(t: torch.Tensor) -> Spec:
-    return spec(tuple(t.shape), t.stride(), t.storage_offset(), t.dtype)
+    return spec(tuple(t.shape), t.stride(), int(t.storage_offset()), t.dtype)
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

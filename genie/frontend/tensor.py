@@ -28,10 +28,12 @@ class LazyTensor(torch.Tensor):
     _h: Handle
     _spec: Spec
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
         handler = HANDLERS.get(func)
         if handler is None:
             from genie.frontend.dispatch import choose_handler
@@ -40,7 +42,7 @@ class LazyTensor(torch.Tensor):
         return handler(func, args, _EMPTY if kwargs is None else kwargs)
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         return self.detach()
 
     @data.setter
@@ -78,7 +80,8 @@ class LazyTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UnsupportedOpError(
-            "a tensor on device 'genie' cannot be pickled (its data is on a server): save model.cpu() or tensor.cpu()"
+            "a tensor on device 'genie' cannot be pickled (its data is on a server): "
+            "save model.cpu() or tensor.cpu()"
         )
 
     def tolist(self) -> Any:

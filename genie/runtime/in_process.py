@@ -91,7 +91,9 @@ class InProcessExecutor:
             if template.random:
                 kept, outcome.relayouts = self._with_own_randomness(template, ext, program)
             else:
-                kept, outcome.relayouts = template.run(ext, program.literals, program.floats, program.checks())
+                kept, outcome.relayouts = template.run(
+                    ext, program.literals, program.floats, program.checks()
+                )
             store.bind_kept(program.base, template.kept, kept)
         outcome.fetched = [_to_host(store.get(h)) for h in fetch]
         outcome.described = [to_wire(spec_of(store.get(h))) for h in describe]
@@ -113,7 +115,11 @@ class InProcessExecutor:
 
     def _with_own_randomness(self, template: Template, ext: list[Tensor], program: Program) -> tuple:
         """Random ops draw from the session's own state; the host's generator is left as it was."""
-        generator = torch.default_generator if self.device.type == "cpu" else torch.cuda.default_generators[self.device.index or 0]
+        generator = (
+            torch.default_generator
+            if self.device.type == "cpu"
+            else torch.cuda.default_generators[self.device.index or 0]
+        )
         host_state = generator.get_state()
         if self._random_state is None:
             own = torch.Generator(self.device)

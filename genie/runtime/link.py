@@ -17,7 +17,17 @@ from genie.frontend.entries import definition
 from genie.frontend.program import Program
 from genie.runtime.connection import Connection
 from genie.runtime.progress import UploadProgress
-from genie.wire.messages import Adopt, Counters, CountersReply, Execute, Offer, ProgramReceipt, Result, Upload, Wanted
+from genie.wire.messages import (
+    Adopt,
+    Counters,
+    CountersReply,
+    Execute,
+    Offer,
+    ProgramReceipt,
+    Result,
+    Upload,
+    Wanted,
+)
 from genie.wire.tensors import to_wire
 
 MAX_TEMPLATES = 1024
@@ -160,5 +170,3 @@ def inline_inputs(program: Program) -> tuple[list, list, list[Tensor]]:
 
 def int64s(values: list[int]) -> bytes:
     return array("q", values).tobytes() if values else b""
-
-

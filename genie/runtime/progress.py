@@ -20,9 +20,20 @@ class UploadProgress:
         self._sent += nbytes
         if self._bar is None and self._sent >= VISIBLE_BYTES and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+            from rich.progress import (
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TransferSpeedColumn,
+            )
 
-            columns = (TextColumn("uploading weights"), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("uploading weights"),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeElapsedColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("upload", total=None)

@@ -78,7 +78,9 @@ def connect(
     ``token`` defaults to the environment's GENIE_TOKEN; ``timeout`` is in seconds.
     Raises ConnectError, AuthError.
     """
-    return Session(ResidentExecutor(open_link(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail)))
+    return Session(
+        ResidentExecutor(open_link(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail))
+    )
 
 
 def open_link(
@@ -92,5 +94,7 @@ def open_link(
     if token is None:
         token = os.environ.get(TOKEN_VARIABLE)
     if not token:
-        raise ConfigError(f"no token for {address}: pass token=..., or set {TOKEN_VARIABLE} to the server's token")
+        raise ConfigError(
+            f"no token for {address}: pass token=..., or set {TOKEN_VARIABLE} to the server's token"
+        )
     return ServerLink(Connection.connect(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail))

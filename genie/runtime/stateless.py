@@ -88,9 +88,9 @@ class StatelessExecutor:
             self._failed.update(dict.fromkeys(program.kept_handles(), exc))
             raise
         self._take(live_tensors(result, payload), program.base)
-        for value in result.live:
-            if value.spec.storage < 0:
-                self._values[value.handle] = self._view_of_weight(value.resident, value.spec)
+        for kept in result.live:
+            if kept.spec.storage < 0:
+                self._values[kept.handle] = self._view_of_weight(kept.resident, kept.spec)
         return Outcome(relayouts=result.relayouts, receipt=result.receipt)
 
     def _take(self, live: dict[int, Tensor], base: int) -> None:

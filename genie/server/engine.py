@@ -85,7 +85,9 @@ class OpTable:
     def define(self, op: OpDef) -> None:
         """Raises UnsupportedOpError for an op that is not allowed, ProtocolError for a bad pattern."""
         if op.tid in self._ops or len(self._ops) >= self.MAX_DEFS:
-            raise ProtocolError(f"op number {op.tid} is defined twice, or over {self.MAX_DEFS} ops are defined")
+            raise ProtocolError(
+                f"op number {op.tid} is defined twice, or over {self.MAX_DEFS} ops are defined"
+            )
         self._ops[op.tid] = compile_op(op, self._device)
 
 
@@ -134,7 +136,8 @@ def compile_op(op: OpDef, device: torch.device) -> CompiledOp:
 def _alias_facts(schema: Any, op: OpDef) -> tuple[tuple[int, ...], int]:
     """Which tensor arguments are written to, and which one the outputs are views of."""
     position = 0
-    written, viewed = [], -1
+    written: list[int] = []
+    viewed = -1
     patterns = list(op.args)
     names = [a.name for a in schema.arguments]
     bound = dict(zip(names, patterns, strict=False)) | op.kwargs
@@ -303,7 +306,9 @@ def _fix(
     if all(n <= 1 or a == b for n, a, b in zip(shape, stride, spec.stride, strict=True)) or 0 in shape:
         return value
     if value._is_view():
-        raise RuntimeError(f"{name} made a view with strides {stride}, but the client predicted {spec.stride}")
+        raise RuntimeError(
+            f"{name} made a view with strides {stride}, but the client predicted {spec.stride}"
+        )
     out.append(Relayout(instruction, output, list(stride)))
     return torch.empty_strided(shape, spec.stride, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -348,11 +353,17 @@ class _Emitter:
             op = ops[code[at]]
             slots = code[at + 1 : at + 1 + op.n_tensors]
             if len(slots) != op.n_tensors or len(self.names) >= MAX_INSTRUCTIONS:
-                raise ProtocolError(f"template code is truncated, or has over {MAX_INSTRUCTIONS} instructions")
+                raise ProtocolError(
+                    f"template code is truncated, or has over {MAX_INSTRUCTIONS} instructions"
+                )
             self.tids.append(code[at])
             at += 1 + op.n_tensors
             self._instruction(op, slots)
-        if self._slots != body.n_slots or kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < self._slots):
+        if (
+            self._slots != body.n_slots
+            or kept != sorted(set(kept))
+            or (kept and not 0 <= kept[0] <= kept[-1] < self._slots)
+        ):
             raise ProtocolError("a template's kept slots do not match what its code makes")
 
     def _constant(self, value: Any) -> str:

@@ -13,17 +13,14 @@ from msgspec import structs
 from torch import Tensor
 
 from genie.errors import GenieError, ProtocolError
-from genie.server.engine import EngineError, OpTable, Template, compile_template
+from genie.server.engine import OpTable, Template, compile_template
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
 from genie.wire.buffers import new_payload
 from genie.wire.messages import Execute, LiveValue, ProgramReceipt, Relayout, Result, TemplateBody, TensorSpec
-from genie.wire.tensors import bytes_of_storage, spec_of, to_wire, unpack
+from genie.wire.tensors import PINNED_UP_TO, bytes_of_storage, spec_of, to_wire, unpack
 
 MAX_TEMPLATES = 4096
-PINNED_UP_TO = 64 << 20
-
-_FAILURES = (Fault, EngineError, GenieError, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 
 class Device:
@@ -116,7 +113,7 @@ class Executor:
             if m.release_after:
                 self._store.free(ints(m.release_after))
             return answer
-        except _FAILURES as exc:
+        except Exception as exc:  # whatever it is: it is answered, and logged if nobody foresaw it
             fault = fault_of(exc, nonce=m.nonce, device=self._device.name)
             self._poison(m, Fault(*fault.args), bound)
             raise Fault(*fault.args) from exc

@@ -247,7 +247,7 @@ class Session:
                 self._adopt(message)
             else:
                 self._upload(message, payload)
-        except (Fault, GenieError, RuntimeError, MemoryError) as exc:
+        except Exception as exc:  # noqa: BLE001 - it answers the next request, and is logged
             fault = fault_of(exc, device=self._state.device.name)
             log.warning("%s: %s: %s", self.name, fault.error, fault.message)
             self._store.poison([message.handle], Fault(*fault.args))

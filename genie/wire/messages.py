@@ -148,6 +148,9 @@ class Execute(Message):
     slot s to handle ``base + s``; read ``fetch`` into the reply; free ``release_after``.
     ``literals``/``floats``/``ext``: int64/float64/int64 LE vectors.
 
+    Payload: the ``storages`` first, then the dense inputs in order, each piece at the next multiple of
+    64 bytes (see genie.wire.framing). A reply's payload likewise: its storages, then what it fetched.
+
     ``stateless``: the reply holds *every* live result (kept slots and externals written to), as
     unique storages with geometry, and the server then forgets all but what was uploaded by
     `Upload`/`Adopt`: nothing told it what is state.
@@ -229,7 +232,9 @@ class Bye(Message):
 
 
 class Error(Message):
-    """``error`` is a class name of genie.errors. ``instruction`` >= 0 names the failing one."""
+    """``error`` is a class name of genie.errors. ``instruction`` >= 0 names the failing one, of the
+    Execute with this ``nonce``: the one that failed first, also when a later request met a handle
+    that it poisoned."""
 
     error: str
     message: str

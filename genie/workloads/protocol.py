@@ -61,15 +61,26 @@ class ModelInfo:
 class Workload(Protocol):
     """One of the five workloads at the sizes of one profile. Picklable; the model is not part of it."""
 
-    name: str
-    profile: str
-    dtype: torch.dtype
-    #: extra parametrization, for example {"batch": 4}; empty for the default cell
-    params: dict[str, object]
-    #: ("",) except for the microbenchmark: one name per op and size
-    cases: tuple[str, ...]
-    #: True where a request's batch may be split by hand over several workers (the peers' idiom)
-    splittable: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def profile(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def params(self) -> dict[str, object]:
+        """Extra parametrization, for example {"batch": 4}; empty for the default cell."""
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """("",) except for the microbenchmark: one name per op and size."""
+
+    @property
+    def splittable(self) -> bool:
+        """True where a request's batch may be split by hand over several workers (the peers' idiom)."""
 
     def build_model(self) -> nn.Module:
         """The model on CPU, in eval mode and ``dtype``, gradients off; seeded or from a checkpoint."""
@@ -88,7 +99,9 @@ class Workload(Protocol):
     def merge(self, responses: list[Response]) -> Response:
         """Joins the responses to the parts of one request, in order."""
 
-    def verify(self, model: nn.Module, request: Request, response: Response, reference: Response) -> Verification:
+    def verify(
+        self, model: nn.Module, request: Request, response: Response, reference: Response
+    ) -> Verification:
         """Compares with ``reference`` (local, same inputs). ``model`` is the local one (fp16 tokens
         are judged by teacher forcing it on the returned ids)."""
 

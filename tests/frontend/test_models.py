@@ -19,7 +19,12 @@ def ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
 def generate(model: torch.nn.Module, device: str, **options: object) -> torch.Tensor:
     prompt = ids().to(device)
     return model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0, **options
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
     ).cpu()
 
 
@@ -123,8 +128,8 @@ def test_training_loop_matches_the_cpu(session: Session, optimizer) -> None:
     def train(device: str) -> list[torch.Tensor]:
         torch.manual_seed(3)
         model = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
-            torch.nn.Linear(4 * 36, 16), torch.nn.LayerNorm(16), torch.nn.GELU(), torch.nn.Linear(16, 5),
+            torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.Flatten(), torch.nn.Linear(4 * 36, 16), torch.nn.LayerNorm(16), torch.nn.GELU(), torch.nn.Linear(16, 5),
         )  # fmt: skip
         model.to(device)
         step = optimizer(model.parameters(), lr=1e-2)

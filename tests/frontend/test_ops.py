@@ -64,7 +64,13 @@ def test_metadata_in_place(session: Session) -> None:
 def test_masks_and_data_dependent_shapes(session: Session) -> None:
     def program(device: str):
         x = arange(device) % 5
-        return x.nonzero(), x[x > 2], torch.masked_select(x, x < 2), torch.unique(x), x.nonzero(as_tuple=True)[0]
+        return (
+            x.nonzero(),
+            x[x > 2],
+            torch.masked_select(x, x < 2),
+            torch.unique(x),
+            x.nonzero(as_tuple=True)[0],
+        )
 
     both(program)
 

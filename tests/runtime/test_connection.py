@@ -43,13 +43,13 @@ from genie.wire.messages import (
     Upload,
     Welcome,
 )
-from tests.server.programs import TOKEN, connect, dense, fetch, floats
+from tests.server.programs import DEVICE, TOKEN, connect, dense, fetch, floats
 
 
 def test_welcome_names_the_server(server, connection):
     welcome = connection.welcome
     assert welcome.pid == server.pid
-    assert welcome.device.startswith("cpu:0")
+    assert welcome.device.startswith(f"{DEVICE}:0")
     assert welcome.torch_version == torch.__version__
 
 

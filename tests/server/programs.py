@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -18,13 +19,15 @@ from genie.wire.tensors import to_wire
 
 TOKEN = "a token for tests"
 MEMORY_LIMIT = 64 << 20
+DEVICE = os.environ.get("GENIE_TEST_DEVICE", "cpu")  # "cuda" runs these tests on a GPU
+FACTORIES = ("aten::zeros", "aten::rand")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[ServerProcess]:
     """One server for all tests; a session may hold 64 MiB on it."""
     with ServerProcess.start(
-        device_slot("cpu", 0),
+        device_slot(DEVICE, 0),
         token=TOKEN,
         log_dir=tmp_path_factory.mktemp("server"),
         extra_args=["--memory-limit", str(MEMORY_LIMIT)],
@@ -54,7 +57,8 @@ def body(
     defs, code, made = [], [], 0
     for tid, (op, args, slots, *outs) in enumerate(calls, first_tid):
         outputs = outs[0] if outs else [-1]
-        defs.append(OpDef(tid, op, args, {}, outputs))
+        on_device = {"device": ["dev"]} if op in FACTORIES else {}
+        defs.append(OpDef(tid, op, args, on_device, outputs))
         code += [tid, *slots]
         made += outputs.count(-1)
     return TemplateBody(

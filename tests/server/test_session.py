@@ -13,6 +13,7 @@ from genie.runtime.connection import fetched_tensors
 from genie.wire.messages import Adopt, Counters, Execute, Offer, OpDef, Ping, Release, TensorSpec, Upload
 from tests.server.programs import (
     ADD,
+    DEVICE,
     DOUBLE,
     MEMORY_LIMIT,
     SCALE_IN_PLACE,
@@ -296,8 +297,8 @@ def test_random_numbers_belong_to_the_session(server, connection):
             fetched_tensors(*c.request(execute(1, literals=[4], base=20, fetch=[10, 20])))
             for c in (connection, other)
         ]
-    generator = torch.Generator().manual_seed(1234)
-    expected = [torch.rand(4, generator=generator), torch.rand(4, generator=generator)]
+    generator = torch.Generator(DEVICE).manual_seed(1234)
+    expected = [torch.rand(4, generator=generator, device=DEVICE).cpu() for _ in range(2)]
     for result in results:
         assert all(map(torch.equal, result, expected))
 

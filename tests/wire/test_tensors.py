@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from genie.errors import ProtocolError
 from genie.wire.buffers import POOLED_FROM, BlockPool, new_payload
@@ -13,27 +13,35 @@ from genie.wire.messages import TensorSpec
 from genie.wire.tensors import check_spec, dense_nbytes, is_dense, spec_of, to_wire, unpack
 
 
-@given(shape=st.lists(st.integers(0, 4), max_size=4), order=st.randoms(use_true_random=False))
-def test_any_order_of_dimensions_is_dense(shape, order):
-    dims = list(range(len(shape)))
-    order.shuffle(dims)
-    tensor = torch.empty(shape).permute(dims)
-    assert is_dense(tensor.shape, tensor.stride())
-    assert dense_nbytes(spec_of(tensor)) == tensor.nbytes
+def test_any_order_of_dimensions_is_dense():
+    rng = random.Random(0)
+    for _ in range(200):
+        shape = [rng.randrange(5) for _ in range(rng.randrange(5))]
+        tensor = torch.empty(shape).permute(rng.sample(range(len(shape)), len(shape)))
+        assert is_dense(tensor.shape, tensor.stride())
+        assert dense_nbytes(spec_of(tensor)) == tensor.nbytes
 
 
-@given(
-    shape=st.lists(st.integers(-2, 2**62), max_size=5),
-    stride=st.lists(st.integers(-2, 2**62), max_size=5),
-    offset=st.integers(-2, 2**62),
-)
-def test_check_spec_accepts_only_what_torch_can_make(shape, stride, offset):
-    try:
-        dtype, nbytes = check_spec(TensorSpec("int16", shape, stride, offset))
-    except ProtocolError:
-        return
-    torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    assert nbytes < 2**62
+def test_holes_and_overlaps_are_not_dense():
+    assert not is_dense([4], [2])
+    assert not is_dense([4, 4], [1, 1])
+    assert not is_dense([2, 3], [4, 1])
+
+
+def test_check_spec_accepts_only_what_torch_can_make():
+    rng = random.Random(0)
+    numbers = [-1, 0, 1, 2, 3, 1000, 2**31, 2**59, 2**62]
+    accepted = 0
+    for _ in range(2000):
+        shape, stride = ([rng.choice(numbers) for _ in range(rng.randrange(4))] for _ in range(2))
+        try:
+            dtype, nbytes = check_spec(TensorSpec("int16", shape, stride, rng.choice(numbers)))
+        except ProtocolError:
+            continue
+        torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        assert 0 <= nbytes < 2**62
+        accepted += 1
+    assert accepted > 50
 
 
 def test_pieces_of_a_payload_have_storages_of_their_own():
