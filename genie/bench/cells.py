@@ -27,16 +27,12 @@ def make_cells(metafunc: pytest.Metafunc) -> None:
 
     session = session_of(metafunc.config)
     sets: list[dict[str, Any]] = [{}, *marker.kwargs.get(session.profile, [])]
-    grouped = metafunc.config.pluginmanager.hasplugin("xdist")
+    timer = pytest.mark.benchmark(timer=cell_clock)
     cells = []
     for params in sets:
         suffix = "".join(f"-{name}{value}" for name, value in params.items())
         for baseline in session.options.baselines:
-            marks = [pytest.mark.benchmark(timer=cell_clock)]
-            if grouped and baseline in LATE_STAGES:
-                # A pool of RPC workers or Ray actors in every xdist worker would swamp the machine.
-                marks.append(pytest.mark.xdist_group(baseline))
-            cells.append(pytest.param(baseline, params, id=baseline + suffix, marks=marks))
+            cells.append(pytest.param(baseline, params, id=baseline + suffix, marks=timer))
     metafunc.parametrize(("baseline", "workload"), cells, indirect=True)
 
 

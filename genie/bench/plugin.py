@@ -41,8 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", cells.MARKER_HELP)
     config.stash[OPTIONS] = read_options(config)
     config.pluginmanager.register(CellReports(), "genie-cell-reports")
-    if getattr(config, "workerinput", {}).get("genie_groups"):
-        config.option.loadgroup = True
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

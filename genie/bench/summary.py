@@ -79,6 +79,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row["outcome"] != "passed":
         mark = "FAILED" if row["outcome"] == "failed" else "skipped"
         return (row["baseline"], *["-"] * (len(COLUMNS) - 2), mark)
+    if "wire" not in row:
+        return (row["baseline"], *["-"] * (len(COLUMNS) - 2), "not measured")
     wire = row["wire"]
     return (
         row["baseline"],

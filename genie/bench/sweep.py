@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from genie.bench.cells import LATE_STAGES
 from genie.bench.options import BASELINES
 from genie.bench.pool import ServerPool, StartedServers
 from genie.bench.session import session_of
@@ -23,18 +24,32 @@ POOL_BASELINES = frozenset(
 _POOL = pytest.StashKey[ServerPool]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """A plain ``-n N`` keeps the cells of each peer in one worker, which then makes one pool of it."""
-    if config.getoption("numprocesses", None) and config.getoption("dist", "no") == "no":
-        config.option.dist = "loadgroup"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With a plain ``-n N``, all cells of a peer go to one worker: each worker would make its own pool.
+
+    Not done with ``--dist loadgroup``, which pytest 9.2 broke for xdist 3.8 (node ids became read-only).
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class PeersTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return peer_of(nodeid) or nodeid
+
+    return PeersTogether(config, log)
+
+
+def peer_of(nodeid: str) -> str:
+    """The peer whose cell this is: ``pytorch_rpc`` or ``ray``; "" for every other test."""
+    identity = nodeid.rpartition("[")[2].rstrip("]")
+    return next((peer for peer in LATE_STAGES if identity == peer or identity.startswith(f"{peer}-")), "")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """In the controller, for each worker that is about to start."""
-    # Workers read the command line again, where a plain -n says nothing of groups.
-    node.workerinput["genie_groups"] = node.config.getoption("dist") == "loadgroup"
     session = session_of(node.config)
     if session.options.addresses or not POOL_BASELINES & set(session.options.baselines):
         return

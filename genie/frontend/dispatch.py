@@ -10,8 +10,9 @@ from torch import Tensor
 from genie.errors import UnsupportedOpError
 from genie.frontend import composites, session
 from genie.frontend.handle import UNRECORDED, Handle
+from genie.frontend.recorder import HostOperandError
 from genie.frontend.specs import spec, spec_of
-from genie.frontend.tensor import HANDLERS, LazyTensor, wrap, wrap_view
+from genie.frontend.tensor import LazyTensor, wrap, wrap_view
 
 aten = torch.ops.aten
 _LIBRARY: list[torch.library.Library] = []
@@ -37,18 +38,10 @@ def _record(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         recorder = args[0]._h.rec
     else:
         recorder = _recorder_of(args, kwargs)
-    if not all(_is_ready(a) for a in args) or (kwargs and not all(_is_ready(a) for a in kwargs.values())):
-        args, kwargs = _lift_host_tensors(func, recorder, args, kwargs)
-    return recorder.record(func, args, kwargs)
-
-
-def _is_ready(a: Any) -> bool:
-    cls = a.__class__
-    if cls is LazyTensor or cls is int or cls is float or a is None or cls is bool:
-        return True
-    if cls is list or cls is tuple:
-        return all(x.__class__ is int or _is_ready(x) for x in a)
-    return not isinstance(a, (Tensor, torch.Generator))
+    try:
+        return recorder.record(func, args, kwargs)
+    except HostOperandError:
+        return recorder.record(func, *_lift_host_tensors(func, recorder, args, kwargs))
 
 
 _INDEXING = frozenset({
@@ -63,10 +56,6 @@ def _lift_host_tensors(func: Any, recorder: Any, args: tuple, kwargs: dict[str, 
     def lift(a: Any) -> Any:
         if isinstance(a, (list, tuple)):
             return [lift(x) for x in a]
-        if isinstance(a, torch.Generator):
-            raise UnsupportedOpError(
-                f"{func}: torch.Generator objects do not reach a server: use torch.manual_seed instead"
-            )
         if not isinstance(a, Tensor) or isinstance(a, LazyTensor):
             return a
         if a.dim() and func not in _INDEXING:
@@ -282,7 +271,7 @@ def choose_handler(func: Any) -> Any:
             handler = _decompose
         else:
             handler = _record
-    HANDLERS[func] = handler
+    func._genie_handler = handler  # an attribute, because ops hash slowly
     return handler
 
 
@@ -299,7 +288,8 @@ def register() -> None:
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     for name in (
         "full", "zeros", "ones", "arange.start_step", "arange.start", "arange", "scalar_tensor", "eye",
-        "eye.m", "linspace", "logspace", "rand", "randn", "randint", "randint.low", "randperm", "tril_indices",
+        "eye.m", "linspace", "logspace", "rand", "randn", "randint", "randint.low", "randperm",
+        "tril_indices",
         "triu_indices", "hann_window", "hann_window.periodic", "hamming_window", "bartlett_window",
         "blackman_window", "kaiser_window", "range", "range.step",
     ):  # fmt: skip

@@ -114,7 +114,7 @@ def writes_running_statistics(schema: Any, args: tuple, kwargs: dict[str, Any]) 
 
 
 def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Entry:
-    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for unknown numbers of them."""
+    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for lists."""
     name = op_name(func)
     literals: list[int] = []
     arg_patterns = [arguments.pattern_of(a, literals, name) for a in args]
@@ -132,7 +132,7 @@ def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, An
     entry = Entry(
         name, tid, tuple(literals), results, tuple if len(outs) > 1 else None, func._schema.is_mutable
     )
-    entry.dynamic = True
+    entry.dynamic = entry.checked = True
     return entry
 
 

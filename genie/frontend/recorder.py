@@ -6,10 +6,10 @@ outputs. Shape inference, patterns and checks happen once per key, on a miss.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from array import array
+from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
 
@@ -32,6 +32,17 @@ MAX_INSTRUCTIONS = 4096
 SHADOW_BYTES = 8192
 
 _TRUE, _FALSE, _FLOAT, _KWARGS = object(), object(), object(), object()
+
+
+def _all_ints(items: list) -> bool:
+    for x in items:  # noqa: SIM110 - a generator would cost more than the loop
+        if x.__class__ is not int:
+            return False
+    return True
+
+
+class HostOperandError(Exception):
+    """A CPU tensor is among an op's arguments (`dispatch` lifts it where that is allowed)."""
 
 
 class Recorder:
@@ -69,14 +80,16 @@ class Recorder:
         self.scope = (base, self._alive)
 
     def record(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Appends one op; returns what the op returns, as lazy tensors."""
+        """Appends one op; returns what the op returns, as lazy tensors.
+
+        Raises HostOperandError when a CPU tensor is among the arguments; nothing is recorded then.
+        """
         with self.lock:
-            key: list[Any] = [func]
-            add = key.append
+            base = self._base
+            key: list[Any] = [id(func)]  # ops are never freed, and hash slowly
             slots: list[int] = []
             floats: list[float] = []
             tensors: list[LazyTensor] = []
-            base = self._base
             known = True
             for a in args:
                 cls = a.__class__
@@ -85,86 +98,107 @@ class Recorder:
                     gid = h.gid
                     if h.rec is not self or gid == UNRECORDED:
                         gid = self._adopt(h)
-                    add(a._spec)
+                    key.append(a._spec)
                     tensors.append(a)
                     slots.append(gid - base if gid >= base else self._external(gid))
                     if h.shadow is None:
                         known = False
                 elif cls is int:
-                    add(a)
+                    key.append(a)
                 elif cls is float:
-                    add(_FLOAT)
+                    key.append(_FLOAT)
                     floats.append(a)
+                elif cls is list and _all_ints(a):
+                    key.append(tuple(a))
                 else:
-                    known &= self._argument(a, add, slots, floats, tensors)
+                    known &= self._argument(a, key.append, slots, floats, tensors)
             if kwargs:
-                add(_KWARGS)
+                key.append(_KWARGS)
                 for name, a in kwargs.items():
-                    add(name)
-                    known &= self._argument(a, add, slots, floats, tensors)
+                    key.append(name)
+                    known &= self._argument(a, key.append, slots, floats, tensors)
             if floats and func in shadows.SIZED_BY_FLOATS:
                 key.extend(map(repr, floats))
             hashed = tuple(key)
             entry = self.entries.get(hashed)
             if entry is None:
-                try:
-                    entry = make_entry(func, args, kwargs, tensors)
-                except DataDependent:
-                    return self._record_dynamic(func, args, kwargs, slots, floats, tensors)
-                self.entries[hashed] = entry
-            return self._append(func, args, kwargs, entry, slots, floats, tensors, known)
+                entry = self.entries[hashed] = self._make_entry(func, args, kwargs, tensors)
+            if entry.dynamic:
+                return self._record_dynamic(func, args, kwargs, entry, slots, floats, tensors)
 
-    def _append(self, func, args, kwargs, entry, slots, floats, tensors, known) -> Any:  # type: ignore[no-untyped-def]
-        alive = self._alive
-        if not entry.checked:
-            entry.checked = True
-            self._fresh.append(len(self._entries))
-        if not self._entries:
-            self._started = time.perf_counter()
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and is_internal(frame.f_code):
-            frame = frame.f_back
-        self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
-        self._entries.append(entry)
-        self._code.append(entry.tid)
-        if slots:
+            entries, alive = self._entries, self._alive
+            if not entry.checked:
+                entry.checked = True
+                self._fresh.append(len(entries))
+            if not entries:
+                self._started = time.perf_counter()
+            frame: FrameType | None = _getframe(1)
+            while frame is not None and is_internal(frame.f_code):
+                frame = frame.f_back
+            self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
+            entries.append(entry)
+            self._code.append(entry.tid)
             self._code += slots
-        if entry.literals:
-            self._literals += entry.literals
-        if floats:
-            self._floats += floats
-        single = entry.single
-        if single is not None:
-            handle = Handle(self, self._base + len(alive))
-            alive.append(1)
-            out: Any = wrap_view(single, handle, tensors[0]) if entry.views else wrap(single, handle)
-            if known and single.nbytes <= SHADOW_BYTES:
-                shadows.propagate(func, args, kwargs, (out,))
-            if entry.views and handle.shadow is None:
-                shadows.kill(tensors)
-        else:
-            if entry.writes:
-                shadows.write(func, args, kwargs, tensors, known)
-                known = False
-            flat: list[Any] = []
-            for r in entry.results:
-                if r.__class__ is int:
-                    flat.append(tensors[r])
-                elif r is None:
-                    flat.append(None)
+            if entry.literals:
+                self._literals += entry.literals
+            if floats:
+                self._floats += floats
+            single = entry.single
+            if single is None:
+                out = self._outputs(func, args, kwargs, entry, tensors, known)
+            else:
+                handle = Handle(self, base + len(alive))
+                alive.append(1)
+                if entry.views:
+                    out = wrap_view(single, handle, tensors[0])
+                    if tensors[0]._h.shadow is not None:
+                        shadows.propagate(func, args, kwargs, (out,))
+                        if handle.shadow is None:
+                            shadows.kill(tensors)
                 else:
-                    handle = Handle(self, self._base + len(alive))
-                    alive.append(1)
-                    flat.append(wrap_view(r, handle, tensors[0]) if entry.views else wrap(r, handle))
-            if known and flat and all(s.nbytes <= SHADOW_BYTES for s in entry.outs):
-                shadows.propagate(func, args, kwargs, flat)
-            if entry.views and flat and flat[0]._h.shadow is None:
-                shadows.kill(tensors)
-            container = entry.container
-            out = (flat[0] if flat else None) if container is None else container(flat)
-        if len(self._entries) >= MAX_INSTRUCTIONS:
-            self.flush()
-        return out
+                    out = wrap(single, handle)
+                    if known and single.nbytes <= SHADOW_BYTES:
+                        shadows.propagate(func, args, kwargs, (out,))
+            if len(entries) >= MAX_INSTRUCTIONS:
+                self.flush()
+            return out
+
+    def _make_entry(self, func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[LazyTensor]) -> Entry:
+        try:
+            return make_entry(func, args, kwargs, tensors)
+        except DataDependent:
+            return dynamic_entry(func, args, kwargs)
+
+    def _outputs(
+        self,
+        func: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        entry: Entry,
+        tensors: list[LazyTensor],
+        known: bool,
+    ) -> Any:
+        """The outputs of ops that return several tensors, or write to their arguments."""
+        alive, base = self._alive, self._base
+        if entry.writes:
+            shadows.write(func, args, kwargs, tensors, known)
+            known = False
+        flat: list[Any] = []
+        for r in entry.results:
+            if r.__class__ is int:
+                flat.append(tensors[r])
+            elif r is None:
+                flat.append(None)
+            else:
+                handle = Handle(self, base + len(alive))
+                alive.append(1)
+                flat.append(wrap_view(r, handle, tensors[0]) if entry.views else wrap(r, handle))
+        if known and flat and all(s.nbytes <= SHADOW_BYTES for s in entry.outs):
+            shadows.propagate(func, args, kwargs, flat)
+        if entry.views and flat and flat[0]._h.shadow is None:
+            shadows.kill(tensors)
+        container = entry.container
+        return (flat[0] if flat else None) if container is None else container(flat)
 
     def _argument(self, a: Any, add: Any, slots: list, floats: list, tensors: list) -> bool:
         """Adds one argument of any kind to the key; False when it holds a value the host lacks."""
@@ -208,6 +242,8 @@ class Recorder:
             raise UnsupportedOpError(
                 "symbolic sizes cannot be captured lazily: compile with backend='genie' instead"
             )
+        if isinstance(a, Tensor):
+            raise HostOperandError
         add((cls, repr(a)))
         return True
 
@@ -233,26 +269,27 @@ class Recorder:
         h.gid, other.gid = other.gid, UNRECORDED
         return h.gid
 
-    def _record_dynamic(self, func, args, kwargs, slots, floats, tensors) -> Any:  # type: ignore[no-untyped-def]
+    def _record_dynamic(self, func, args, kwargs, entry, slots, floats, tensors) -> Any:  # type: ignore[no-untyped-def]
         """An op whose output specs only the server can tell: run up to it and ask."""
-        entry = dynamic_entry(func, args, kwargs)
-        entry.checked = True
-        if all(o == 0 for o in entry.results):
-            return self._append(func, args, kwargs, entry, slots, floats, tensors, False)
-        self._append_dynamic(entry, slots, floats)
+        if entry.writes:
+            shadows.write(func, args, kwargs, tensors, False)
+        self._append(entry, slots, floats)
         handles = []
         for _ in (r for r in entry.results if r is None):
             handles.append(Handle(self, self._base + len(self._alive)))
             self._alive.append(1)
-        outcome = self.flush(describe=[h.gid for h in handles])
+        described = self.flush(describe=[h.gid for h in handles]).described if handles else []
         outs: list[Any] = []
-        values = iter(zip(handles, outcome.described, strict=True))
+        values = iter(zip(handles, described, strict=True))
         for r in entry.results:
             outs.append(tensors[r] if r is not None else _described(*next(values)))
         return outs[0] if entry.container is None else tuple(outs)
 
-    def _append_dynamic(self, entry: Entry, slots: list, floats: list) -> None:
-        self._sites.append(None)
+    def _append(self, entry: Entry, slots: list[int], floats: list[float]) -> None:
+        frame: FrameType | None = _getframe(2)
+        while frame is not None and is_internal(frame.f_code):
+            frame = frame.f_back
+        self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
         self._entries.append(entry)
         self._code.append(entry.tid)
         self._code += slots
@@ -340,8 +377,7 @@ class Recorder:
         with self.lock:
             tid = define("genie::manual_seed", [["i"]], {}, [])
             entry = Entry("genie::manual_seed", tid, (seed,), [], None, False)
-            entry.checked = True
-            self._append_dynamic(entry, [], [])
+            self._append(entry, [], [])
 
     def close(self, reason: str) -> None:
         """Ends the session: later use of its tensors raises SessionClosedError."""

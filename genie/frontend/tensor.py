@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from genie.errors import UnsupportedOpError
 from genie.frontend.handle import Handle
 from genie.frontend.specs import Spec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-#: filled by `dispatch.py`; op overload -> handler(func, args, kwargs)
-HANDLERS: dict[Any, Callable[[Any, tuple, dict[str, Any]], Any]] = {}
 
 _EMPTY: dict[str, Any] = {}
 
@@ -34,8 +28,9 @@ class LazyTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        handler = HANDLERS.get(func)
-        if handler is None:
+        try:
+            handler = func._genie_handler
+        except AttributeError:
             from genie.frontend.dispatch import choose_handler
 
             handler = choose_handler(func)
@@ -96,13 +91,13 @@ class LazyTensor(torch.Tensor):
 
 _make = torch.Tensor._make_wrapper_subclass
 _DEVICE: list[torch.device] = []
+_STRIDED = torch.strided
 
 
 def wrap(s: Spec, handle: Handle) -> LazyTensor:
     """A lazy tensor of geometry ``s`` for the value that ``handle`` names."""
-    t = _make(
-        LazyTensor, s.shape, strides=s.stride, storage_offset=s.offset, dtype=s.dtype, device=_DEVICE[0]
-    )
+    # Positional: (class, size, strides, storage offset, memory format, dtype, layout, device).
+    t = _make(LazyTensor, s.shape, s.stride, s.offset, None, s.dtype, _STRIDED, _DEVICE[0])
     t._h = handle
     t._spec = s
     return t

@@ -227,14 +227,13 @@ def _pattern(pattern: Any, counts: dict[str, int], device: torch.device) -> tupl
     raise ProtocolError(f"bad argument pattern {pattern!r}")
 
 
-def body_digest(body: TemplateBody, ops: OpTable, names: Sequence[int]) -> bytes:
-    """SHA-256 of what the template computes, independent of a session's op numbers."""
+def program_digest(emitter: _Emitter, ops: OpTable, kept: bytes) -> bytes:
+    """SHA-256 of what the program computes, independent of a session's op numbers."""
     h = hashlib.sha256()
-    for tid in names:
+    for tid, slots in zip(emitter.tids, emitter.reads, strict=True):
         op = ops[tid]
-        h.update(repr((op.name, op.args, op.kwargs, op.outs)).encode())
-    h.update(body.code)
-    h.update(body.kept)
+        h.update(repr((op.name, op.args, op.kwargs, op.outs, slots)).encode())
+    h.update(kept)
     return h.digest()
 
 
@@ -249,7 +248,7 @@ class Template:
         self.n_ops = len(emitter.names)
         self.mutated_ext = frozenset(emitter.mutated_ext)
         self.random = emitter.random
-        self.digest = body_digest(body, ops, emitter.tids)
+        self.digest = program_digest(emitter, ops, body.kept)
         self._names = emitter.names
         self._emitter: _Emitter | None = emitter
         self._constants = emitter.constants
@@ -342,7 +341,7 @@ class _Emitter:
         self._kept = kept
         self._calls: list[str] = []
         self._new: list[list[int]] = []
-        self._reads: list[list[int]] = []
+        self.reads: list[list[int]] = []
         self.n_literals = self.n_floats = 0
         self._slots = 0
         self._root: dict[int, int] = {}
@@ -428,13 +427,13 @@ class _Emitter:
         self._calls.append(call)
         self.names.append(op.name)
         self._new.append(new)
-        self._reads.append(slots)
+        self.reads.append(slots)
         self.random = self.random or op.random or op.name == "genie::manual_seed"
 
     def function(self, *, checked: bool) -> Any:
         """Compiles the lines; the checked variant hands chosen outputs to ``fix`` as they are made."""
         kept, last = set(self._kept), {}
-        for i, (reads, new) in enumerate(zip(self._reads, self._new, strict=True)):
+        for i, (reads, new) in enumerate(zip(self.reads, self._new, strict=True)):
             for slot in (*new, *reads):
                 last[slot] = i
         dead: list[list[int]] = [[] for _ in self._calls]

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 CONFTEST = """
 import pytest
-from genie.bench.sweep import pytest_cmdline_main, pytest_configure_node
+from genie.bench.sweep import pytest_configure_node, pytest_xdist_make_scheduler
 from tests.bench import tiny
 
 def stand_in(name, made):

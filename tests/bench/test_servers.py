@@ -11,7 +11,7 @@ import pytest
 POOL_USERS = """
 import os, signal, time
 import pytest
-from genie.bench.sweep import pytest_cmdline_main, pytest_configure_node
+from genie.bench.sweep import pytest_configure_node, pytest_xdist_make_scheduler
 from tests.bench import tiny
 
 @pytest.fixture

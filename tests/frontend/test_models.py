@@ -129,7 +129,8 @@ def test_training_loop_matches_the_cpu(session: Session, optimizer) -> None:
         torch.manual_seed(3)
         model = torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
-            torch.nn.Flatten(), torch.nn.Linear(4 * 36, 16), torch.nn.LayerNorm(16), torch.nn.GELU(), torch.nn.Linear(16, 5),
+            torch.nn.Flatten(), torch.nn.Linear(4 * 36, 16),
+            torch.nn.LayerNorm(16), torch.nn.GELU(), torch.nn.Linear(16, 5),
         )  # fmt: skip
         model.to(device)
         step = optimizer(model.parameters(), lr=1e-2)
