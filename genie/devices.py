@@ -40,7 +40,7 @@ def cores_per_device() -> int:
 
 
 def resolve_device_type(requested: str) -> str:
-    """"auto" becomes "cuda" where CUDA works, else "cpu". Raises ConfigError for an absent GPU."""
+    """ "auto" becomes "cuda" where CUDA works, else "cpu". Raises ConfigError for an absent GPU."""
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if requested not in DEVICE_TYPES:

@@ -39,7 +39,7 @@ def overload(name: str) -> Any:
     return getattr(packet, over or "default", None) if packet is not None else None
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
+def tensors_in(values: Any) -> list[torch.Tensor]:
     found = []
     for v in values:
         if isinstance(v, torch.Tensor):
@@ -64,11 +64,11 @@ def _kernel(op: Any, flag: int | None) -> Any:
             elif isinstance(a, torch.Tensor):
                 return op.decompose(*args, **kwargs)
             elif a.__class__ is list or a.__class__ is tuple:
-                for x in _tensors(a):
+                for x in tensors_in(a):
                     if x.__class__ is not LazyTensor or (grad and x.requires_grad):
                         return op.decompose(*args, **kwargs)
         if kwargs and any(
-            x.__class__ is not LazyTensor or (grad and x.requires_grad) for x in _tensors(kwargs.values())
+            x.__class__ is not LazyTensor or (grad and x.requires_grad) for x in tensors_in(kwargs.values())
         ):
             return op.decompose(*args, **kwargs)
         if recorder is None:

@@ -43,7 +43,8 @@ def register() -> None:
     _setup_privateuseone_for_python_backend(rename="genie", backend_module=_module())
     torch.__future__.set_swap_module_params_on_conversion(True)
     _tensor._DEVICE.append(torch.device("genie", 0))
-    from genie.frontend import composites, dispatch
+    from genie.frontend import composites, direct, dispatch
 
     composites.register()
+    direct.register()
     dispatch.register()

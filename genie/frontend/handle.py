@@ -32,12 +32,14 @@ class Handle:
     ``gid`` >= 0 numbers values made by programs, in program order; < 0 those uploaded.
     """
 
-    __slots__ = ("__weakref__", "empty", "gid", "rec", "shadow")
+    __slots__ = ("__weakref__", "empty", "gid", "rec", "root", "shadow")
 
     def __init__(self, rec: Recorder, gid: int) -> None:
         self.rec = rec
         self.gid = gid
         self.shadow: Shadow | None = None
+        #: shared by a value and its views: [autograd saw one of them, one was made without autograd]
+        self.root: list[bool] | None = None
         self.empty: Any = None  # the (func, args, kwargs) of an unrecorded ``empty``
 
     def __del__(self) -> None:

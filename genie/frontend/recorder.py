@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import is_grad_enabled as _grad_enabled
 
 from genie.errors import RemoteError, SessionClosedError, UnsupportedOpError
 from genie.frontend import shadows
-from genie.frontend.callsite import describe, is_internal
+from genie.frontend.callsite import _INTERNAL, describe, is_internal
 from genie.frontend.entries import DataDependent, Entry, define, dynamic_entry, make_entry
 from genie.frontend.handle import UNRECORDED, Handle, Shadow
 from genie.frontend.program import Executor, Outcome, Program
@@ -126,14 +127,16 @@ class Recorder:
             if entry.dynamic:
                 return self._record_dynamic(func, args, kwargs, entry, slots, floats, tensors)
 
+            if entry.writes:
+                _check_roots(func, [tensors[r] for r in entry.results if r.__class__ is int] or tensors)
             entries, alive = self._entries, self._alive
             if not entry.checked:
                 entry.checked = True
                 self._fresh.append(len(entries))
             if not entries:
                 self._started = time.perf_counter()
-            frame: FrameType | None = _getframe(1)
-            while frame is not None and is_internal(frame.f_code):
+            frame: Any = _getframe(1)
+            while frame is not None and _INTERNAL.get(frame.f_code, True) and is_internal(frame.f_code):
                 frame = frame.f_back
             self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
             entries.append(entry)
@@ -143,6 +146,13 @@ class Recorder:
                 self._literals += entry.literals
             if floats:
                 self._floats += floats
+            if _grad_enabled():
+                for t in tensors:
+                    h = t._h
+                    if h.root is None:
+                        h.root = [True, False]
+                    else:
+                        h.root[0] = True
             single = entry.single
             if single is None:
                 out = self._outputs(func, args, kwargs, entry, tensors, known)
@@ -151,6 +161,7 @@ class Recorder:
                 alive.append(1)
                 if entry.views:
                     out = wrap_view(single, handle, tensors[0])
+                    handle.root = tensors[0]._h.root
                     if tensors[0]._h.shadow is not None:
                         shadows.propagate(func, args, kwargs, (out,))
                         if handle.shadow is None:
@@ -192,7 +203,11 @@ class Recorder:
             else:
                 handle = Handle(self, base + len(alive))
                 alive.append(1)
-                flat.append(wrap_view(r, handle, tensors[0]) if entry.views else wrap(r, handle))
+                if entry.views:
+                    flat.append(wrap_view(r, handle, tensors[0]))
+                    handle.root = tensors[0]._h.root
+                else:
+                    flat.append(wrap(r, handle))
         if known and flat and all(s.nbytes <= SHADOW_BYTES for s in entry.outs):
             shadows.propagate(func, args, kwargs, flat)
         if entry.views and flat and flat[0]._h.shadow is None:
@@ -385,6 +400,17 @@ class Recorder:
             if self.closed is None:
                 self.closed = reason
                 self.executor.close()
+
+
+def _check_roots(func: Any, written: list[LazyTensor]) -> None:
+    """A write that a pending backward could not notice is refused (see `direct`)."""
+    for t in written:
+        root = t._h.root
+        if root is not None and root[0] and root[1]:
+            raise UnsupportedOpError(
+                f"{func} writes to a tensor with views made under no_grad that autograd has used since: "
+                "PyTorch could not tell a pending backward; make the views anew, or write to a clone"
+            )
 
 
 def _described(handle: Handle, s: TensorSpec) -> LazyTensor:

@@ -257,3 +257,30 @@ def test_values_are_freed_when_tensors_die() -> None:
             x = x * 1.5
             x.sum().item()
         assert session.executor.store.held_bytes <= 2 * 4000 + 64
+
+
+def test_a_write_that_a_pending_backward_could_not_notice_is_refused(session: Session) -> None:
+    x, w = arange("genie"), torch.ones(12, device="genie", requires_grad=True)
+    with torch.no_grad():
+        view = x[:3]
+    loss = (x * w).sum()
+    with pytest.raises(UnsupportedOpError, match="views made under no_grad"):
+        view.zero_()
+    loss.backward()
+    assert w.grad.tolist() == list(range(12))
+
+
+def test_parameters_may_be_edited_through_views_at_any_time(session: Session) -> None:
+    layer = torch.nn.Linear(3, 2).to("genie")
+    x = torch.ones(1, 3, device="genie")
+    for _ in range(2):
+        with torch.no_grad():
+            layer.weight[0].zero_()
+            layer.weight.view(-1)[4:].fill_(2)
+        layer(x).sum().backward()
+    assert layer.weight.detach().cpu()[0].tolist() == [0, 0, 0]
+    saved = layer.weight * layer.weight
+    with torch.no_grad():
+        layer.weight[0].fill_(5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
