@@ -99,7 +99,7 @@ class _Remote:
             phases["capture"] += spent.capture * 1e3
             phases["send"] += spent.send * 1e3
             phases["remote"] += spent.remote * 1e3
-            phases["fetch"] += (spent.wait - spent.remote) * 1e3
+            phases["fetch"] += spent.fetch * 1e3
             if link.usage.receipts:
                 reply.receipts.append(_receipt(link))
             reply.server_cpu_s += link.usage.cpu_s

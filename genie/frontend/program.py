@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from types import CodeType
 from typing import Protocol
 
 from torch import Tensor
@@ -34,7 +33,7 @@ class Program:
     release: list[int]
     entries: list[Entry]
     fresh: list[int]  # instructions whose entry is used for the first time
-    sites: list[tuple[CodeType, int] | None]
+    first: int = 0  # number of the first instruction, counted through the session
     capture_s: float = 0.0
 
     def tids(self) -> list[int]:
@@ -68,6 +67,8 @@ class Executor(Protocol):
 
     #: largest host tensor in bytes that should travel inside a program instead of by `upload`
     inline_bytes: int
+    #: instructions after which a program is handed over although nothing is read yet
+    chunk: int
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
         """Binds ``handle`` to the content of a dense CPU tensor, as it is now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from array import array
+from collections import deque
 from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
@@ -27,8 +28,6 @@ from genie.frontend.specs import Spec, spec
 from genie.frontend.tensor import LazyTensor, wrap, wrap_view
 from genie.wire.messages import TensorSpec
 
-#: a program is sent, without waiting, when it has this many instructions
-MAX_INSTRUCTIONS = 4096
 #: host tensors up to this many bytes keep a shadow
 SHADOW_BYTES = 8192
 
@@ -61,6 +60,9 @@ class Recorder:
         self.ops = 0
         self.capture_s = 0.0
         self._uploads = 0
+        self._chunk = executor.chunk
+        #: where recent instructions were recorded: (number of the first, code objects, their offsets)
+        self._recent: deque[tuple[int, list[CodeType | None], list[int]]] = deque(maxlen=64)
         self._begin(0)
 
     # -- recording -------------------------------------------------------------------------------
@@ -71,7 +73,8 @@ class Recorder:
         self._floats: list[float] = []
         self._entries: list[Entry] = []
         self._fresh: list[int] = []
-        self._sites: list[tuple[CodeType, int] | None] = []
+        self._codes: list[CodeType | None] = []
+        self._offsets: list[int] = []
         self._ext: dict[int, int] = {}
         self._inputs: list[tuple[int, Tensor]] = []
         self._base = base
@@ -136,9 +139,14 @@ class Recorder:
             if not entries:
                 self._started = time.perf_counter()
             frame: Any = _getframe(1)
-            while frame is not None and _INTERNAL.get(frame.f_code, True) and is_internal(frame.f_code):
+            site = frame.f_code
+            while _INTERNAL.get(site) or (site not in _INTERNAL and is_internal(site)):
                 frame = frame.f_back
-            self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
+                if frame is None:
+                    break
+                site = frame.f_code
+            self._codes.append(site)
+            self._offsets.append(frame.f_lasti if frame is not None else -1)
             entries.append(entry)
             self._code.append(entry.tid)
             self._code += slots
@@ -170,7 +178,7 @@ class Recorder:
                     out = wrap(single, handle)
                     if known and single.nbytes <= SHADOW_BYTES:
                         shadows.propagate(func, args, kwargs, (out,))
-            if len(entries) >= MAX_INSTRUCTIONS:
+            if len(entries) >= self._chunk:
                 self.flush()
             return out
 
@@ -304,7 +312,8 @@ class Recorder:
         frame: FrameType | None = _getframe(2)
         while frame is not None and is_internal(frame.f_code):
             frame = frame.f_back
-        self._sites.append((frame.f_code, frame.f_lasti) if frame is not None else None)
+        self._codes.append(frame.f_code if frame is not None else None)
+        self._offsets.append(frame.f_lasti if frame is not None else -1)
         self._entries.append(entry)
         self._code.append(entry.tid)
         self._code += slots
@@ -349,7 +358,7 @@ class Recorder:
             try:
                 outcome = self.executor.execute(program, fetch or [], describe or [])
             except RemoteError as exc:
-                _add_site(exc, program)
+                self._add_site(exc)
                 raise
             for r in outcome.relayouts:
                 program.entries[r.instruction].correct(r.output, r.stride)
@@ -370,10 +379,11 @@ class Recorder:
             release=dead,
             entries=self._entries,
             fresh=self._fresh,
-            sites=self._sites,
+            first=self.ops,
             capture_s=ended - self._started if self._entries else 0.0,
         )
         code = array("i", self._code).tobytes()
+        self._recent.append((self.ops, self._codes, self._offsets))
         self.programs += 1 if self._entries else 0
         self.ops += len(self._entries)
         self.capture_s += program.capture_s
@@ -381,6 +391,15 @@ class Recorder:
         kept = array("i", [i for i, a in enumerate(old_alive) if a]).tobytes()
         program.key = (code, kept)
         return program
+
+    def _add_site(self, exc: RemoteError) -> None:
+        """Tells in the error which Python line recorded the instruction that failed, if it is recent."""
+        number = getattr(exc, "instruction", -1)
+        for first, codes, offsets in self._recent:
+            code = codes[number - first] if first <= number < first + len(codes) else None
+            if code is not None:
+                site = describe(code, offsets[number - first])
+                exc.args = (f"{exc.args[0]}\n  recorded at {site}", *exc.args[1:])
 
     def gid_of(self, t: LazyTensor) -> int:
         """The gid of a tensor, recording an ``empty`` that nothing has used yet."""
@@ -419,10 +438,3 @@ def _described(handle: Handle, s: TensorSpec) -> LazyTensor:
 
 def _spec_from_wire(s: TensorSpec) -> Spec:
     return spec(tuple(s.shape), tuple(s.stride), s.offset, getattr(torch, s.dtype))
-
-
-def _add_site(exc: RemoteError, program: Program) -> None:
-    index = getattr(exc, "instruction", -1)
-    site = program.sites[index] if 0 <= index < len(program.sites) else None
-    if site is not None:
-        exc.args = (f"{exc.args[0]}\n  recorded at {describe(*site)}", *exc.args[1:])

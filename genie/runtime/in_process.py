@@ -26,6 +26,7 @@ class InProcessExecutor:
     """
 
     inline_bytes = 8192
+    chunk = 4096
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -65,7 +66,7 @@ class InProcessExecutor:
                 outcome = self._execute(program, fetch, describe)
         except EngineError as exc:
             error = RemoteOpError(f"{exc.op} failed: {exc.__cause__}")
-            error.instruction = exc.instruction  # type: ignore[attr-defined]
+            error.instruction = exc.instruction + program.first  # type: ignore[attr-defined]
             self.store.poison(program.kept_handles(), error)
             raise error from exc
         finally:

@@ -42,7 +42,7 @@ class Timings:
     capture: float = 0.0
     send: float = 0.0
     remote: float = 0.0
-    wait: float = 0.0
+    fetch: float = 0.0
 
 
 @dataclass
@@ -88,7 +88,7 @@ class ServerLink:
 
     def message(self, program: Program, **options: Any) -> Execute:
         """The request that runs ``program``, with the template's body if the server lacks it."""
-        request = Execute(self.nonce, base=program.base, **options)
+        request = Execute(self.nonce, base=program.base, first=program.first, **options)
         if program.entries:
             number = self._templates.get(program.key)
             if number is None:
@@ -112,9 +112,13 @@ class ServerLink:
         return request
 
     def send(self, request: Execute, buffers: Sequence[Any]) -> None:
+        """Sends the request; `receive` gets its reply, unless it is quiet."""
         self._progress.finish()
         start = time.perf_counter()
-        self.connection.send(request, buffers)
+        if request.quiet:
+            self.connection.post(request, buffers)
+        else:
+            self.connection.send(request, buffers)
         self.timings.send += time.perf_counter() - start
 
     def receive(self) -> tuple[Result, Tensor]:
@@ -126,11 +130,13 @@ class ServerLink:
             last = self.connection.last_error
             exc.instruction = last.instruction if last is not None else -1  # type: ignore[attr-defined]
             raise
-        receipt = reply.receipt
-        self.timings.wait += time.perf_counter() - start
-        self.timings.remote += receipt.remote_ms * 1e-3
-        self.usage.receipts.append(receipt)
-        self.usage.cpu_s += receipt.cpu_s
+        waited = time.perf_counter() - start
+        # Quiet programs ran while the client recorded; only the awaited one's execution is in the wait.
+        self.timings.fetch += max(0.0, waited - reply.receipt.remote_ms * 1e-3)
+        for receipt in (*reply.earlier, reply.receipt):
+            self.timings.remote += receipt.remote_ms * 1e-3
+            self.usage.receipts.append(receipt)
+            self.usage.cpu_s += receipt.cpu_s
         return reply, payload
 
     # -- accounts --------------------------------------------------------------------------------

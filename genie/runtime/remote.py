@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
 
 from torch import Tensor
@@ -15,53 +14,49 @@ from genie.runtime.connection import Connection, fetched_tensors
 from genie.runtime.link import ServerLink, inline_inputs, int64s
 from genie.wire.auth import TOKEN_VARIABLE
 
-MAX_OUTSTANDING = 16
 INLINE_BYTES = 64 << 10
+#: long enough to be cheap to send, short enough that the server starts early on a step of some hundred ops
+CHUNK = 128
 
 
 class ResidentExecutor:
     """Everything lives on one server: weights are sent once, results stay, only what is read returns.
 
-    A program whose results nobody waits for is sent without waiting; its error, if any, comes with
-    the next reply that is waited for.
+    A program whose results nobody waits for is sent quietly: the server works on it while the client
+    goes on recording, and its receipt or error comes with the next reply that is waited for.
     """
 
     inline_bytes = INLINE_BYTES
+    chunk = CHUNK
 
     def __init__(self, link: ServerLink) -> None:
         self.link = link
         self.links = (link,)
-        self._waiting: deque[Program] = deque()
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
-        self._drain()
         self.link.upload(handle, tensor, is_parameter)
 
     def execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
         link = self.link
         inputs, buffers, owners = inline_inputs(program)
         request = link.message(
-            program, inputs=inputs, fetch=fetch, describe=describe, release_after=int64s(program.release)
+            program,
+            inputs=inputs,
+            fetch=fetch,
+            describe=describe,
+            release_after=int64s(program.release),
+            quiet=not (fetch or describe or program.fresh),
         )
         link.timings.capture += program.capture_s
         link.send(request, buffers)
         del owners
-        if not fetch and not describe and not program.fresh and len(self._waiting) < MAX_OUTSTANDING:
-            self._waiting.append(program)
+        if request.quiet:
             return Outcome()
-        self._drain()
         result, payload = link.receive()
         fetched = fetched_tensors(result, payload) if fetch else []
         return Outcome(fetched, result.described, result.relayouts, result.receipt)
 
-    def _drain(self) -> None:
-        """Reads the replies to programs that nobody has waited for yet."""
-        while self._waiting:
-            self._waiting.popleft()
-            self.link.receive()
-
     def close(self) -> None:
-        self._waiting.clear()
         self.link.close()
 
 

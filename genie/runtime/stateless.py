@@ -29,6 +29,8 @@ class StatelessExecutor:
     """
 
     inline_bytes = 64 << 10
+    #: state travels at syncs only, so a program is cut no earlier than it must be
+    chunk = 4096
 
     def __init__(self, links: list[ServerLink], *, round_robin: bool) -> None:
         self.links = tuple(links)

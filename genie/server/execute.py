@@ -13,7 +13,7 @@ from msgspec import structs
 from torch import Tensor
 
 from genie.errors import GenieError, ProtocolError
-from genie.server.engine import OpTable, Template, compile_template
+from genie.server.engine import EngineError, OpTable, Template, compile_template
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
 from genie.wire.buffers import new_payload
@@ -114,6 +114,8 @@ class Executor:
                 self._store.free(ints(m.release_after))
             return answer
         except Exception as exc:  # whatever it is: it is answered, and logged if nobody foresaw it
+            if isinstance(exc, EngineError):
+                exc.instruction += m.first
             fault = fault_of(exc, nonce=m.nonce, device=self._device.name)
             self._poison(m, Fault(*fault.args), bound)
             raise Fault(*fault.args) from exc
@@ -236,6 +238,7 @@ class Executor:
             remote_ms = (time.perf_counter() - start) * 1e3
             cpu_s = time.process_time() - cpu
             if m.stateless:
+                counters["stateless"] = 1
                 # What was written is a storage. Version counters alone do not tell: normalisation ops
                 # write to their running statistics without counting it.
                 keys = {

@@ -33,6 +33,7 @@ from genie.wire.messages import (
     Offer,
     Ping,
     Pong,
+    ProgramReceipt,
     Release,
     TensorSpec,
     Upload,
@@ -140,6 +141,7 @@ class Session:
         channel = self._channel
         receive, send, allocate = channel.receive, channel.send, self._allocate
         execute = self._executor.execute
+        earlier: list[ProgramReceipt] = []
         while True:
             message, payload = receive(allocate)
             refusal, self._refusal = self._refusal, None
@@ -148,7 +150,12 @@ class Session:
                 if kind is Execute:
                     deferred, self._deferred = self._deferred or refusal, None
                     result, pieces, owners = execute(message, payload, deferred)
-                    send(result, pieces)
+                    if message.quiet:
+                        earlier.append(result.receipt)
+                    else:
+                        result.earlier = earlier
+                        send(result, pieces)
+                        earlier = []
                     del result, pieces, owners
                 elif kind is Upload or kind is Adopt or kind is Release:
                     self._one_way(message, payload, refusal)
@@ -159,7 +166,11 @@ class Session:
                     send(self._answer(message, refusal))
             except Fault as fault:
                 log.warning("%s: %s: %s", self.name, fault.error, fault.message)
-                send(fault.to_wire(self._state.log_tail()))
+                if kind is Execute and message.quiet:
+                    self._deferred = fault
+                else:
+                    send(fault.to_wire(self._state.log_tail()))
+                    earlier = []
             # A payload that the session does not hold must not live until the next frame arrives.
             payload = EMPTY
 

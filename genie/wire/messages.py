@@ -141,7 +141,7 @@ class Check(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Execute(Message):
-    """Runs one program, then answers `Result`. Every part but the nonce may be empty.
+    """Runs one program, then answers `Result` (unless ``quiet``). Every part but the nonce may be empty.
 
     Order of work on the server: forget ``evict`` templates; free ``release``; bind ``inputs``
     from the payload; run template ``template`` (``body`` comes along the first time); bind kept
@@ -172,6 +172,8 @@ class Execute(Message):
     release_after: bytes = b""
     evict: list[int] = []
     stateless: bool = False
+    first: int = 0  # the client's number of the program's first instruction: errors count from it
+    quiet: bool = False  # no reply: receipt or error come with the next request that has one
 
 
 class Relayout(msgspec.Struct, array_like=True, frozen=True):
@@ -212,6 +214,7 @@ class Result(Message):
     relayouts: list[Relayout] = []
     live: list[LiveValue] = []
     storages: list[int] = []  # bytes of each storage in the payload (stateless only)
+    earlier: list[ProgramReceipt] = []  # of the quiet programs since the last reply
 
 
 class Counters(Message):
