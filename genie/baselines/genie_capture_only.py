@@ -1,4 +1,4 @@
-"""``genie_capture_only``: what it costs to capture, with execution in this very process."""
+"""``genie_capture_only``: what it costs to capture and annotate, with execution in this very process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class GenieCaptureOnly:
     def run(self, request: Request) -> Response:
         if self._workload is None or self._model is None or self._session is None:
             raise SessionClosedError("genie_capture_only was asked to run before prepare(), or after close()")
-        self._before = (self._session.recorder.capture_s, self._executor.busy_s)
+        executor = self._executor
+        self._before = (self._session.recorder.capture_s, executor.annotate_s, executor.busy_s)
         self._response = self._workload.run(self._model, request, torch.device("genie"))
         return self._response
 
@@ -56,7 +57,8 @@ class GenieCaptureOnly:
             raise SessionClosedError("genie_capture_only has no response to account for: call run() first")
         phases = {
             "capture": (self._session.recorder.capture_s - self._before[0]) * 1e3,
-            "remote": (self._executor.busy_s - self._before[1]) * 1e3,
+            "plan": (self._executor.annotate_s - self._before[1]) * 1e3,
+            "remote": (self._executor.busy_s - self._before[2]) * 1e3,
         }
         response, self._response = self._response, None
         return Reply(response=response, phases_ms=phases)

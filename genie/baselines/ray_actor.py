@@ -27,16 +27,20 @@ from genie.baselines.peer_process import ChildProcess, on_all_cores, running, ta
 from genie.baselines.peer_worker import ResidentModel
 from genie.baselines.ray_cluster import ACTOR_RESOURCE, HEAD_ADDRESS
 from genie.devices import DeviceSlot
-from genie.errors import ConfigError, ConnectError, ServerLostError, SessionClosedError
+from genie.errors import ConfigError, ConnectError, MeasurementError, ServerLostError, SessionClosedError
 
+_ZERO_COPY = "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"
 _RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Tensors out of band, as numpy arrays travel, instead of through pickle: what Ray itself offers
     # to those who measure. Read when ray is first imported.
-    "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
+    _ZERO_COPY: "1",
     # Actors see every GPU, and use the one of their slot.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: In the driver, which starts when the control store is up: one try, of about 40 s. Ray makes 20 otherwise,
+#: so that ``ray.init`` on a cluster whose control store has died hangs for a quarter of an hour.
+_CONNECT_TRIES = "RAY_NUM_REDIS_GET_RETRIES"
 _STORE_BYTES = 512 << 20
 _STOP_GRACE_S = 15.0
 _HEALTH_CHECK_S = 1.0
@@ -83,8 +87,8 @@ class RayPool:
         """Start cluster and actors unless they run.
 
         Raises ConfigError without ray, without room in shared memory or when this process drives a
-        cluster already, ConnectError when the cluster does not come up, ServerLostError when the
-        pool has lost an actor (``restart`` makes a new pool).
+        cluster already, MeasurementError when ray was imported too early, ConnectError when the cluster
+        does not come up, ServerLostError when the pool has lost an actor (``restart`` makes a new pool).
         """
         self._raise_if_lost()
         if self._actors:
@@ -109,7 +113,6 @@ class RayPool:
         if self._ray is None or not self._actors:
             raise SessionClosedError("the Ray pool is not running: call start() first")
         ray = self._ray
-        reason: str | None = None
         # Without the cluster's daemons Ray retries for a minute, then ends this whole process.
         if reason := self._gone():
             raise self._lose(method, reason)
@@ -118,22 +121,26 @@ class RayPool:
                 getattr(actor, method).remote(*args)
                 for actor, args in zip(self._actors, arguments, strict=False)
             ]
-            deadline = time.monotonic() + timeout_s
-            while True:
-                try:
-                    return ray.get(pending, timeout=_HEALTH_CHECK_S)
-                except ray.exceptions.GetTimeoutError:
-                    reason = self._gone()
-                    if reason is None and time.monotonic() > deadline:
-                        reason = f"no answer within {timeout_s:.0f} s"
-                    if reason is not None:
-                        break
+            return self._gather(ray, pending, timeout_s)
+        except _NoAnswer as silence:
+            raise self._lose(method, str(silence)) from None
         except ray.exceptions.RayTaskError:
             # Only if a request does not unpickle: ResidentModel returns its own errors as values.
             raise
         except ray.exceptions.RayError as error:
             raise self._lose(method, f"{type(error).__name__}: {_first_line(error)}") from error
-        raise self._lose(method, reason)
+
+    def _gather(self, ray: ModuleType, pending: list[Any], timeout_s: float) -> list[Any]:
+        """What the actors return. Raises _NoAnswer once a process is gone, or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ray.get(pending, timeout=_HEALTH_CHECK_S)
+            except ray.exceptions.GetTimeoutError:
+                if reason := self._gone():
+                    raise _NoAnswer(reason) from None
+                if time.monotonic() > deadline:
+                    raise _NoAnswer(f"no answer within {timeout_s:.0f} s") from None
 
     def link(self) -> Link:
         """Client end: driver and head raylet. Server end: actors and their raylet (no raylet over shm)."""
@@ -181,13 +188,14 @@ class RayPool:
                 self._kind,
             ],
             self._folder / "cluster.log",
-            _RAY_ENV | {"RAY_TMPDIR": str(self._folder)},
+            _RAY_ENV | {"RAY_TMPDIR": str(self._folder), _CONNECT_TRIES: "20"},
         )
         ready: dict[str, Any] = self._cluster.wait_ready(self._start_timeout_s)
         self._logs = Path(ready["logs"])
         self._daemons = {name: ready[name] for name in ("gcs", "head_raylet", "actor_raylet")}
         self._ray = ray
         try:
+            self._raise_if_gone()
             with _own_signal_handlers(), on_all_cores():
                 ray.init(
                     address=ready["address"],
@@ -201,10 +209,10 @@ class RayPool:
                 )
             actor = ray.remote(ResidentModel).options(num_cpus=1, resources={ACTOR_RESOURCE: 1})
             self._actors = [actor.remote(slot) for slot in self.devices]
-            self._actor_pids = ray.get(
-                [one.process_id.remote() for one in self._actors], timeout=self._start_timeout_s
-            )
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+            self._raise_if_gone()
+            pids = [one.process_id.remote() for one in self._actors]
+            self._actor_pids = self._gather(ray, pids, self._start_timeout_s)
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, _NoAnswer) as error:
             raise ConnectError(
                 f"the Ray cluster did not start its actors: {_first_line(error)}; see the log, or leave out "
                 "baseline ray",
@@ -223,7 +231,11 @@ class RayPool:
                 return f"actor process {pid} died"
         return None
 
-    def _lose(self, method: str, reason: str | None) -> ServerLostError:
+    def _raise_if_gone(self) -> None:
+        if reason := self._gone():
+            raise _NoAnswer(reason)
+
+    def _lose(self, method: str, reason: str) -> ServerLostError:
         self._lost = ServerLostError(
             f"ray lost its actors during {method}(): {reason}; restart the pool", self.log_tail()
         )
@@ -251,6 +263,10 @@ class RayPool:
             )
 
 
+class _NoAnswer(Exception):
+    """Why the actors will not answer any more."""
+
+
 class RayActor(PeerBaseline):
     """Baseline ``ray`` (fixture ``ray_actor``); on a pool with link "shm" the extra row ``ray_shm``."""
 
@@ -259,13 +275,21 @@ class RayActor(PeerBaseline):
 
 
 def _import_ray() -> ModuleType:
-    os.environ.update(_RAY_ENV)
+    os.environ.update(_RAY_ENV | {_CONNECT_TRIES: "1"})
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(
             f"baseline ray needs Ray, which does not import ({error}): pip install ray"
         ) from error
+    constants = importlib.import_module("ray._private.ray_constants")
+    if getattr(constants, _ZERO_COPY, None) is False:
+        raise MeasurementError(
+            f"ray was imported in this process before {_ZERO_COPY} was set, so its tensors would go through "
+            f"pickle and be slower than they need be: set {_ZERO_COPY}=1 in the environment, or do not "
+            "import ray before the baseline starts"
+        )
+    return ray
 
 
 @contextmanager

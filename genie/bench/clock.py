@@ -1,4 +1,4 @@
-"""The timer of every cell: a stopwatch that runs only while a baseline runs a request.
+"""The timer of every cell and link benchmark: a stopwatch that runs only while a request does.
 
 A round of the microbenchmark is many requests, and each needs its inputs made before it and its
 receipts fetched after it. The stopwatch stands still meanwhile, so that the figure which
@@ -11,7 +11,7 @@ _counted = 0.0
 
 
 def cell_clock() -> float:
-    """Seconds spent inside ``Baseline.run`` so far, in this process (a pytest-benchmark timer)."""
+    """Seconds spent inside requests so far, in this process (a pytest-benchmark timer)."""
     return _counted
 
 

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from genie.bench.features import require_ablatable
 from genie.bench.session import BenchSession, session_of
 from genie.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
     from genie.baselines.protocol import Baseline
+    from genie.bench.link import LinkBench
     from genie.bench.pool import ServerPool
     from genie.workloads.protocol import Workload
 
 #: the one baseline whose id is not its fixture's name
 FIXTURE_NAMES = {"ray": "ray_actor"}
 ROW = "genie_cell"
+LINK = "genie_link"
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +95,21 @@ def _skipped_where_unavailable(baseline: str) -> Iterator[None]:
 
 
 @pytest.fixture
+def genie_link(
+    request: pytest.FixtureRequest, genie_session: BenchSession, genie_servers: ServerPool
+) -> LinkBench:
+    """The link to the first server, beside a raw socket to a process on the same cores."""
+    from genie.bench.link import LinkBench
+
+    row: dict[str, Any] = {"case": request.node.name.removeprefix("test_").replace("_", " ")}
+    request.node.user_properties.append((LINK, row))
+    address = genie_servers.require(1)[0]
+    if address.rpartition(":")[0].strip("[]") not in ("127.0.0.1", "localhost", "::1"):
+        pytest.skip(f"the raw socket's peer is on this host, the server at {address} is not")
+    return LinkBench(genie_session, genie_servers, row)
+
+
+@pytest.fixture
 def local_pytorch(genie_session: BenchSession) -> Iterator[Baseline]:
     """Plain PyTorch in this process."""
     from genie.baselines.local_pytorch import LocalPytorch
@@ -133,8 +151,9 @@ def genie_full(genie_servers: ServerPool, genie_session: BenchSession) -> Iterat
     """The pool, with every semantic feature that was not ablated."""
     from genie.baselines.genie_remote import GenieFull
 
-    addresses = genie_servers.require(len(genie_servers.addresses))
     features = genie_session.options.features
+    require_ablatable(features, len(genie_servers.addresses))
+    addresses = genie_servers.require(len(genie_servers.addresses))
     with closing(GenieFull(addresses, genie_servers.token, features)) as baseline:
         yield baseline
 
@@ -185,6 +204,8 @@ def measure(
         info = Cell(genie_session, baseline, workload).measure(benchmark)
         stats = benchmark.stats.stats if benchmark.enabled else None
         llm = info["llm"] if stats else None
+        if stats:
+            genie_session.most_devices = max(genie_session.most_devices, info["devices"])
         row = dict(request.node.user_properties)[ROW]
         row |= {
             "workload": workload.name,

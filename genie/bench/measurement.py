@@ -23,15 +23,17 @@ from typing import Any
 import torch
 
 from genie.baselines.protocol import Baseline
-from genie.bench import clock
+from genie.bench import clock, watchdog
+from genie.bench.features import check_features
 from genie.bench.oracle import check_bytes, least_bytes
 from genie.bench.placement import client_cores, placed
+from genie.bench.pool import with_logs
 from genie.bench.receipts import check_both_ends
 from genie.bench.record import CellRecord, Timed
 from genie.bench.reference import response_bytes
 from genie.bench.session import BenchSession, LocalTimes, cell_group
 from genie.config import FEATURES
-from genie.errors import MeasurementError, VerificationError
+from genie.errors import MeasurementError, ServerLostError, VerificationError
 from genie.workloads.protocol import Workload
 
 #: requests before the timed ones count from here, so that the two can never share an index
@@ -60,14 +62,20 @@ class Cell:
             warmups=session.repeats.warmups,
         )
         self._local_cuda = slot.type == "cuda" and not baseline.remote
+        self._watchdog = watchdog.Watchdog(self._where)
 
     def measure(self, benchmark: Any) -> dict[str, Any]:
         """Runs and judges the cell; returns the ``extra_info`` it stored. Raises what went wrong."""
         benchmark.has_error = True
         benchmark.group = cell_group(self._workload)
         benchmark.extra_info.update(self.record.identity())
-        with self._placed(self.record.client_cores):
-            self._run(benchmark)
+        try:
+            with self._placed(self.record.client_cores), self._watchdog:
+                self._run(benchmark)
+        except ServerLostError as error:
+            if self.record.baseline.startswith("genie_") and self._session.pool is not None:
+                raise with_logs(error, self._session.pool) from error
+            raise
         self._check_evidence()
         with self._placed(self._session.local_slot.cores):
             self._check_weights()
@@ -84,7 +92,8 @@ class Cell:
         return nullcontext() if self._session.parallel else placed(cores)
 
     def _run(self, benchmark: Any) -> None:
-        self.record.setup = self._baseline.prepare(self._workload)
+        with self._limit(watchdog.PREPARE_S, "prepare()"):
+            self.record.setup = self._baseline.prepare(self._workload)
         if benchmark.enabled:
             self._warm_up()
         rounds = count()
@@ -126,22 +135,26 @@ class Cell:
         request = self._workload.request(index, case)
         if self._local_cuda:
             torch.cuda.synchronize()
-        cpu_start = time.process_time()
-        start = time.perf_counter()
-        response = self._baseline.run(request)
-        seconds = time.perf_counter() - start
-        cpu = time.process_time() - cpu_start
-        clock.count(seconds)
-        reply = self._baseline.account()
+        with self._limit(watchdog.REQUEST_S, f"request {index}"):
+            cpu_start = time.process_time()
+            start = time.perf_counter()
+            response = self._baseline.run(request)
+            seconds = time.perf_counter() - start
+            cpu = time.process_time() - cpu_start
+            clock.count(seconds)
+            reply = self._baseline.account()
         if reply.response is not response:
             raise MeasurementError(f"{self._where}: account() describes another response than run() returned")
         return Timed(number, index, case, seconds, cpu, reply, response_bytes(response))
+
+    def _limit(self, seconds: float, doing: str) -> AbstractContextManager[None]:
+        return self._watchdog.limit(seconds, doing) if self._baseline.remote else nullcontext()
 
     def _pending_bytes(self) -> int:
         return sum(timed.output_bytes for timed in self.record.timed if timed.verdict is None)
 
     def _check_evidence(self) -> None:
-        """Receipts and byte counts of every timed request."""
+        """Receipts and byte counts of every timed request, and the features that they show."""
         if not self.record.timed:
             raise MeasurementError(f"{self._where}: no request was timed")
         genie = self.record.baseline.startswith("genie_")
@@ -161,6 +174,14 @@ class Cell:
                 self._workload, request, timed.output_bytes, self.record.baseline, self._baseline.remote
             )
             check_bytes(timed.reply.wire, least, where)
+        if genie and self._baseline.remote:
+            check_features(
+                [timed.reply for timed in self.record.timed],
+                baseline=self.record.baseline,
+                features=self.record.features,
+                servers=len(pool.addresses) if pool else 1,
+                where=self._where,
+            )
 
     def _check_weights(self) -> None:
         expected = self._session.reference(self._workload).model_info

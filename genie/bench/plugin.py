@@ -16,6 +16,7 @@ from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a
     baseline,
     genie_capture_only,
     genie_full,
+    genie_link,
     genie_local_remote,
     genie_no_semantics,
     genie_ray_pool,
@@ -48,8 +49,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = cells.in_run_order(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = cells.in_run_order(cells.with_selected_links(config, items))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """After the last test, when no server runs any more; not after an interruption, which raises."""
+    result = yield
+    if SESSION in session.config.stash:
+        session.config.stash[SESSION].measure_ceiling()
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,10 +71,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed cell shows the end of each server's log."""
+    """A failed cell or link benchmark shows the end of each server's log."""
     report = yield
     session = item.config.stash.get(SESSION, None)
-    if report.failed and session is not None and session.pool is not None and cells.cell_of(item) is not None:
+    ours = cells.is_link(item) or cells.cell_of(item) is not None
+    if report.failed and ours and session is not None and session.pool is not None:
         for address, tail in session.pool.log_tails().items():
             report.sections.append((f"log of server {address}", tail or "(empty)"))
     return report
@@ -78,6 +89,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         machine_info["genie"] = machine_facts(config.stash[SESSION].server_slots)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Not in ``machine_info``, which pytest-benchmark compares: a measured figure is never the same twice."""
+    session = config.stash.get(SESSION, None)
+    if session is not None and session.ceiling is not None:
+        output_json["genie"] = {"ceiling": session.ceiling}
+
+
 class CellReports:
     """One row per cell, from pytest's reports (an xdist controller sees those of its workers)."""
 
@@ -85,15 +104,22 @@ class CellReports:
         self._summary = Summary()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        row = dict(report.user_properties).get(fixtures.ROW)
-        if isinstance(row, dict) and (report.when == "call" or not report.passed):
-            self._summary.add(report.nodeid, row, report.outcome, _reason(report))
+        if report.when != "call" and report.passed:
+            return
+        properties = dict(report.user_properties)
+        for name, add in ((fixtures.ROW, self._summary.add), (fixtures.LINK, self._summary.add_link)):
+            row = properties.get(name)
+            if isinstance(row, dict):
+                add(report.nodeid, row, report.outcome, _reason(report))
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        session = config.stash.get(SESSION, None)
         if self._summary:
             terminalreporter.section("genie: cost of a disaggregated accelerator")
-            for line in self._summary.lines():
+            for line in self._summary.lines(session.ceiling if session is not None else None):
                 terminalreporter.write_line(line)
 
 

@@ -33,7 +33,15 @@ class ServerPool(Protocol):
     def log_tails(self) -> dict[str, str]:
         """Last lines of each server's log by address; empty for servers that were not started here."""
 
+    def last_words(self) -> str:
+        """Ends of the logs of the servers that have died, of all when none has; "" where unknown."""
+
     def close(self) -> None: ...
+
+
+def with_logs(error: ServerLostError, pool: ServerPool) -> ServerLostError:
+    """``error`` as it is when it brings a log, otherwise with the pool's."""
+    return error if error.log_tail else ServerLostError(str(error), pool.last_words())
 
 
 class StartedServers:
@@ -66,6 +74,12 @@ class StartedServers:
     def log_tails(self) -> dict[str, str]:
         return {server.address: server.log_tail() for server in self._servers}
 
+    def last_words(self) -> str:
+        told = [server for server in self._servers if not server.alive()] or self._servers
+        return "\n".join(
+            f"[server {server.address}, pid {server.pid}]\n{server.log_tail()}" for server in told
+        )
+
     def close(self) -> None:
         for server in self._servers:
             server.close()
@@ -78,6 +92,7 @@ class RunningServers:
         self.addresses = tuple(addresses)
         self.token = token
         self.pids = frozenset(pids)
+        self._unreachable: dict[str, str] = {}
 
     def require(self, count: int) -> tuple[str, ...]:
         if count > len(self.addresses):
@@ -85,18 +100,25 @@ class RunningServers:
                 f"{count} servers are needed, but only {len(self.addresses)} addresses were given"
             )
         for address in self.addresses[:count]:
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-            except OSError as error:
-                raise ConnectError(
-                    f"no server answers at {address} ({error}): start one with "
-                    "`genie serve`, or correct --genie-address"
-                ) from None
+            if address not in self._unreachable:
+                host, _, port = address.rpartition(":")
+                try:
+                    socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+                    continue
+                except OSError as error:
+                    # Remembered: a host that swallows packets would cost each cell the whole time-out.
+                    self._unreachable[address] = str(error)
+            raise ConnectError(
+                f"no server answers at {address} ({self._unreachable[address]}): start one with "
+                "`genie serve`, or correct --genie-address"
+            )
         return self.addresses[:count]
 
     def log_tails(self) -> dict[str, str]:
         return {}
+
+    def last_words(self) -> str:
+        return ""
 
     def close(self) -> None:
         """Nothing to do: who started these servers stops them."""

@@ -13,6 +13,7 @@ import pytest
 
 from genie.bench.options import Options
 from genie.bench.receipts import ReceiptBook
+from genie.errors import MeasurementError
 
 if TYPE_CHECKING:
     from genie.bench.pool import ServerPool
@@ -51,6 +52,10 @@ class BenchSession:
         self.local_times: dict[str, LocalTimes] = {}
         #: the servers, once a cell has needed them
         self.pool: ServerPool | None = None
+        #: of any timed cell so far
+        self.most_devices = 1
+        #: what that many devices reach at best, once it was measured (see genie.bench.ceiling)
+        self.ceiling: dict[str, Any] | None = None
         self._workloads: dict[str, Workload] = {}
         self._references: dict[str, Reference] = {}
 
@@ -115,6 +120,18 @@ class BenchSession:
 
             self._references[key] = Reference(workload, self.local_slot)
         return self._references[key]
+
+    def measure_ceiling(self) -> None:
+        """Once, when timed cells used several devices; servers elsewhere say nothing about this machine."""
+        if self.most_devices < 2 or self.ceiling is not None or self.options.addresses:
+            return
+        from genie.bench.ceiling import measure_ceiling
+
+        try:
+            self.ceiling = measure_ceiling(self.server_slots[: self.most_devices])
+        except MeasurementError as error:
+            # The cells are measured and valid without it: the summary and the file say that it is missing.
+            self.ceiling = {"devices": self.most_devices, "error": str(error)}
 
     def close(self) -> None:
         self._references.clear()

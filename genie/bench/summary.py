@@ -1,10 +1,14 @@
-"""The tables at the end of a run: one per workload, one row per baseline, 120 columns at most."""
+"""The tables at the end of a run: one per workload, one row per baseline, 120 columns at most.
+
+After them the link's own table, and what several devices reach at best on this machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from genie.bench.ceiling import ceiling_line
 from genie.bench.options import BASELINES
 
 COLUMNS = (
@@ -20,6 +24,7 @@ COLUMNS = (
     "dev",
     "verified",
 )
+LINK_COLUMNS = ("link", "genie", "raw socket", "ratio")
 #: a reason longer than this is cut; pytest's own report of the failure has all of it
 REASON_WIDTH = 108
 
@@ -29,23 +34,32 @@ class Summary:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
+        self._links: dict[str, dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._rows or self._links)
 
     def add(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
         """The first failure or skip of a cell stays; a later phase that passed does not hide it."""
-        known = self._rows.get(nodeid)
-        if known is not None and known["outcome"] != "passed":
-            return
-        self._rows[nodeid] = {**row, "outcome": outcome, "reason": reason}
+        _keep_first_failure(self._rows, nodeid, {**row, "outcome": outcome, "reason": reason})
 
-    def lines(self) -> list[str]:
-        """The tables as plain text."""
+    def add_link(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
+        """A benchmark of the link, which is no cell; ``add``'s rule holds."""
+        named = {**row, "baseline": row["case"], "outcome": outcome, "reason": reason}
+        _keep_first_failure(self._links, nodeid, named)
+
+    def lines(self, ceiling: dict[str, Any] | None = None) -> list[str]:
+        """The tables as plain text; ``ceiling`` as genie.bench.ceiling measured it."""
         lines: list[str] = []
         for group, rows in self._groups().items():
             lines += ["", group, *_table([_cells(row) for row in rows]), *_reasons(rows)]
-        lines += ["", self._totals()]
+        if self._links:
+            links = list(self._links.values())
+            lines += ["", *_aligned(LINK_COLUMNS, map(_link_cells, links)), *_reasons(links)]
+        if self._rows:
+            lines += ["", self._totals()]
+        if ceiling is not None:
+            lines += [ceiling_line(ceiling)]
         return lines[1:]
 
     def _groups(self) -> dict[str, list[dict[str, Any]]]:
@@ -69,6 +83,12 @@ class Summary:
             f"{len(outcomes)} cells: {passed} verified ({timed} timed), "
             f"{outcomes.count('failed')} failed, {outcomes.count('skipped')} skipped"
         )
+
+
+def _keep_first_failure(rows: dict[str, dict[str, Any]], nodeid: str, row: dict[str, Any]) -> None:
+    known = rows.get(nodeid)
+    if known is None or known["outcome"] == "passed":
+        rows[nodeid] = row
 
 
 def _rank(baseline: str) -> int:
@@ -97,6 +117,18 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _link_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["outcome"] != "passed":
+        return (row["case"], "-", "-", "FAILED" if row["outcome"] == "failed" else "skipped")
+    if row.get("median_s") is None:
+        return (row["case"], "-", "-", "not measured")
+    if "throughput_ratio" in row:
+        ours, raw = (f"{row[key] / 1e9:.2f} GB/s" for key in ("bytes_per_s", "raw_bytes_per_s"))
+        return (row["case"], ours, raw, f"{row['throughput_ratio']:.0%} of its throughput")
+    times = _seconds(row["median_s"]), _seconds(row["raw_median_s"])
+    return (row["case"], *times, f"{row['time_ratio']:.2f}x its time")
+
+
 def _reasons(rows: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
@@ -114,16 +146,24 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
         for number, name in enumerate(COLUMNS)
         if name not in ("TTFT", "TPOT") or any(row[number] != "-" for row in rows)
     ]
-    widths = [max(len(COLUMNS[number]), *(len(row[number]) for row in rows)) for number in used]
+    return _aligned(
+        tuple(COLUMNS[number] for number in used), (tuple(row[number] for number in used) for row in rows)
+    )
+
+
+def _aligned(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The first column to the left, the others to the right, a rule below the head."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(row: tuple[str, ...]) -> str:
         first, *rest = (
-            row[number].ljust(width) if number == 0 else row[number].rjust(width)
-            for number, width in zip(used, widths, strict=True)
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         return "  " + "  ".join([first, *rest])
 
-    return [line(COLUMNS), "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)]
+    return [line(head), "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)]
 
 
 def _seconds(value: float | None) -> str:

@@ -7,6 +7,7 @@ only there is it known, before collection, that cells are going to run.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,37 @@ from genie.bench.cells import LATE_STAGES
 from genie.bench.options import BASELINES
 from genie.bench.pool import ServerPool, StartedServers
 from genie.bench.session import session_of
+from genie.devices import DeviceSlot
+from genie.errors import RemoteError
 
 POOL_BASELINES = frozenset(
     name for name in BASELINES if name.startswith("genie_") and name != "genie_capture_only"
 )
-_POOL = pytest.StashKey[ServerPool]()
+_POOL = pytest.StashKey["SharedPool"]()
+
+
+class SharedPool:
+    """The controller's pool, as a plugin of its run. Its logs are kept when something went wrong."""
+
+    def __init__(self, slots: list[DeviceSlot]) -> None:
+        self.log_dir = Path(tempfile.mkdtemp(prefix="genie-logs-"))
+        self._clean = False
+        try:
+            self.servers: ServerPool = StartedServers(slots, self.log_dir)
+        except RemoteError as error:
+            raise pytest.UsageError(f"{error}\nThe servers' logs are in {self.log_dir}") from error
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self._clean = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            terminalreporter.write_line(f"genie: the servers' logs are in {self.log_dir}")
+
+    def close(self) -> None:
+        self.servers.close()
+        if self._clean:
+            shutil.rmtree(self.log_dir)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,11 +82,10 @@ def pytest_configure_node(node: Any) -> None:
         return
     stash = node.config.stash
     if _POOL not in stash:
-        log_dir = Path(tempfile.mkdtemp(prefix="genie-logs-"))
-        pool: ServerPool = StartedServers(session.server_slots, log_dir)
-        stash[_POOL] = pool
-        node.config.add_cleanup(pool.close)
-    pool = stash[_POOL]
+        shared = stash[_POOL] = SharedPool(session.server_slots)
+        node.config.pluginmanager.register(shared, "genie-shared-pool")
+        node.config.add_cleanup(shared.close)
+    pool = stash[_POOL].servers
     node.workerinput["genie_pool"] = {
         "addresses": list(pool.addresses),
         "token": pool.token,

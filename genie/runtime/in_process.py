@@ -12,8 +12,10 @@ from genie.frontend.entries import definition
 from genie.frontend.program import Outcome, Program
 from genie.frontend.session import Session
 from genie.frontend.specs import spec_of, to_wire
+from genie.runtime.graphs import GraphKey, TemplateGraphs
 from genie.server.engine import EngineError, OpTable, Template, compile_template
 from genie.server.store import HandleStore
+from genie.srg.graph import Graph
 
 MAX_TEMPLATES = 4096
 
@@ -23,6 +25,9 @@ class InProcessExecutor:
 
     A parameter that the program writes to is copied first. One that the *host* writes to after it
     was moved would change under the session: that raises, because the old content is gone.
+
+    ``busy_s`` are the seconds spent on running programs, ``annotate_s`` those spent on the graphs of
+    new templates; neither contains the other.
     """
 
     inline_bytes = 8192
@@ -37,9 +42,22 @@ class InProcessExecutor:
         self._defined: set[int] = set()
         self._templates: dict[tuple[bytes, bytes], Template] = {}
         self._by_reference: dict[int, tuple[Tensor, int]] = {}
+        self._parameters: set[int] = set()
+        self._graphs = TemplateGraphs(MAX_TEMPLATES)
         self._random_state: Tensor | None = None
 
+    @property
+    def graphs(self) -> dict[GraphKey, Graph]:
+        """The annotated graph of every template that has run."""
+        return self._graphs.graphs
+
+    @property
+    def annotate_s(self) -> float:
+        return self._graphs.spent_s
+
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
+        if is_parameter:
+            self._parameters.add(handle)
         if self.device.type != "cpu":
             self.store.bind(handle, tensor.to(self.device))
         elif is_parameter:
@@ -60,7 +78,7 @@ class InProcessExecutor:
         return template
 
     def execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
-        started = time.perf_counter()
+        started, annotated = time.perf_counter(), self.annotate_s
         try:
             with torch.no_grad():
                 outcome = self._execute(program, fetch, describe)
@@ -70,7 +88,7 @@ class InProcessExecutor:
             self.store.poison(program.kept_handles(), error)
             raise error from exc
         finally:
-            self.busy_s += time.perf_counter() - started
+            self.busy_s += time.perf_counter() - started - (self.annotate_s - annotated)
         self.executed_ops += len(program.entries)
         return outcome
 
@@ -84,6 +102,8 @@ class InProcessExecutor:
             if self._by_reference:
                 self._check_references(program.ext)
             ext = store.get_all(program.ext)
+            if self._graphs.unseen(program):
+                self._graphs.add(program, ext, self._parameters, fetch)
             if template.mutated_ext:
                 for k in template.mutated_ext:
                     self._by_reference.pop(program.ext[k], None)
@@ -100,6 +120,7 @@ class InProcessExecutor:
         outcome.described = [to_wire(spec_of(store.get(h))) for h in describe]
         if program.release:
             store.free(program.release)
+            self._parameters.difference_update(program.release)
             for h in program.release:
                 self._by_reference.pop(h, None)
         return outcome

@@ -38,7 +38,6 @@ __all__ = [
     "Response",
     "Verification",
     "Workload",
-    "extra_params",
     "make_workload",
 ]
 
@@ -64,9 +63,3 @@ def make_workload(
         # A missing directory is found here, in the process that has the user's ear.
         resolve(source, name, getattr(getattr(size, "model", None), "hub", "torchvision"))
     return cast(Workload, workload_class(profile, size, source))
-
-
-def extra_params(name: str, profile: str) -> tuple[dict[str, object], ...]:
-    """Further parametrizations of ``name`` that the profile measures beside its default cell."""
-    batches = get_profile(profile).extra_decode_batches if name == "llm_decode" else ()
-    return tuple({"batch": batch} for batch in batches)

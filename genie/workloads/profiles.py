@@ -94,8 +94,6 @@ class Profile:
     vision_cnn: VisionSize
     multimodal_vqa: VqaSize
     microbenchmark: MicroSize
-    #: batches of llm_decode that are measured beside the default one
-    extra_decode_batches: tuple[int, ...] = ()
 
 
 GPT2_SMOKE = Gpt2Shape("gpt2-2l-256", width=256, layers=2, heads=4, vocab=8192, positions=256)
@@ -190,7 +188,6 @@ PROFILES: dict[str, Profile] = {
                 ("cat", (256, 1024, 4096, 16384)),
             )
         ),
-        extra_decode_batches=(4,),
     ),
 }
 

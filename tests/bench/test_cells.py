@@ -43,3 +43,21 @@ def test_further_parameters_are_further_tests(pytester):
 
 def test_all_baselines_by_default(pytester):
     assert len(collected(pytester, "--genie-profile", "smoke")) == 1 + 2 * 7
+
+
+def test_the_microbenchmark_is_skipped_where_weights_are_asked_for(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.genie_workload("microbenchmark")
+        def test_ops(benchmark, baseline, workload, measure): ...
+        """
+    )
+    checkpoints = str(pytester.mkdir("checkpoints"))
+    arguments = ("--genie-profile", "smoke", "--genie-device", "cpu", "--genie-weights", checkpoints)
+    result = pytester.runpytest_inprocess(*arguments)
+    result.assert_outcomes(skipped=7)
+    result.stdout.fnmatch_lines(
+        ["*genie_full skipped:*", "*the microbenchmark is measured with seeded weights*"]
+    )

@@ -39,6 +39,7 @@ def test_only_verified_cells_are_saved(pytester, cells):
     assert local["extra_info"]["receipt"] is None
     assert benches["test_tiny[local_pytorch-batch4]"]["group"] == "tiny batch=4"
     assert data["machine_info"]["genie"]["libraries"]["torch"]
+    assert "genie" not in data, "no timed cell used two devices, so nothing was measured about two"
     result.stdout.fnmatch_lines(
         [
             "tiny",

@@ -65,8 +65,13 @@ class Remote:
         return self.response
 
     def account(self):
-        receipt = Receipt(os.getppid(), "cpu", secrets.token_hex(8), ops=2, programs=1, digest="d")
+        receipt = Receipt(
+            os.getppid(), "cpu", secrets.token_hex(8), ops=2, programs=1, digest="d", counters=self.counters()
+        )
         return Reply(self.response, [receipt], self.wire())
+
+    def counters(self):
+        return {"stateless": 1} if self.name == "genie_no_semantics" else {}
 
     def wire(self):
         return Wire(bytes_out=100, bytes_in=50, round_trips=1, server_in=100, server_out=50)
@@ -140,6 +145,11 @@ class NothingSent(Remote):
 class EndsDisagree(Remote):
     def wire(self):
         return replace(super().wire(), server_in=99)
+
+
+class OnTwoDevices(Remote):
+    def prepare(self, workload):
+        return replace(super().prepare(workload), devices=2)
 
 
 class Interrupts(Remote):

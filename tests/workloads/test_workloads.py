@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genie.errors import ConfigError
-from genie.workloads import PROFILES, WORKLOADS, Response, extra_params, make_workload
+from genie.workloads import PROFILES, WORKLOADS, Response, make_workload
 
 EVERY = pytest.mark.parametrize("name", WORKLOADS)
 
@@ -155,6 +155,4 @@ def test_params_name_only_what_differs_from_the_default():
     assert make_workload("llm_decode", "smoke").params == {}
     assert make_workload("llm_decode", "smoke", batch=4).params == {"batch": 4}
     assert make_workload("llm_decode", "smoke", batch=1).params == {}
-    assert extra_params("llm_decode", "gpu") == ({"batch": 4},)
-    assert extra_params("vision_cnn", "gpu") == ()
     assert tuple(PROFILES) == ("smoke", "cpu", "gpu")

@@ -1,0 +1,72 @@
+"""Features proven by receipts: what ``genie_full`` says it runs with must show in what the servers counted.
+
+    baseline, features                                 each program        programs of a cell
+    genie_local_remote                                 resident            one server
+    genie_no_semantics                                 stateless           over the pool
+    genie_full, residency and colocation               resident            one server a request
+    genie_full without residency                       stateless           one server a request
+    genie_full without colocation, pool of 2 or more   stateless           over the pool
+
+A server counts a program as ``stateless`` when it kept none of its results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from genie.errors import ConfigError, ReceiptError
+
+if TYPE_CHECKING:
+    from genie.baselines.protocol import Reply
+
+#: features that may put the programs of one request on several servers although state stays in place
+SPLITTING = frozenset({"phases", "pipelining", "branches"})
+
+
+def require_ablatable(features: Collection[str], servers: int) -> None:
+    """Raises ConfigError for an ablation that this pool cannot show."""
+    if "colocation" not in features and servers == 1:
+        raise ConfigError(
+            "--genie-ablate colocation changes nothing on a pool of one server, so there is nothing to "
+            "measure: give --genie-servers 2 (or two addresses), or leave the option out"
+        )
+
+
+def check_features(
+    replies: Sequence[Reply], *, baseline: str, features: Collection[str], servers: int, where: str
+) -> None:
+    """Raises ReceiptError when the receipts of a Genie cell contradict the features it claims."""
+    if baseline == "genie_no_semantics":
+        features = frozenset()
+    elif baseline != "genie_full":
+        features = frozenset({"residency", "colocation"})
+    colocated = "colocation" in features or servers == 1
+    stateless = not (colocated and "residency" in features)
+    claim = f"with features {', '.join(sorted(features)) or 'none'}"
+    for reply in replies:
+        for receipt in reply.receipts:
+            counted = receipt.counters.get("stateless", 0)
+            if not stateless and counted:
+                raise ReceiptError(
+                    f"{where}: {claim} results stay on the server, but pid {receipt.pid} counts {counted} "
+                    "stateless programs: residency was not really on"
+                )
+            if stateless and counted < (receipt.programs or 0):
+                raise ReceiptError(
+                    f"{where}: {claim} no result stays on a server, but pid {receipt.pid} counts {counted} "
+                    f"of {receipt.programs} programs as stateless: residency was not really off"
+                )
+        pids = {receipt.pid for receipt in reply.receipts if receipt.ops}
+        if colocated and len(pids) > 1 and not SPLITTING & set(features):
+            raise ReceiptError(
+                f"{where}: {claim} a request runs on one server, but pids {', '.join(map(str, pids))} "
+                "worked on it: colocation was not really on"
+            )
+    receipts = [receipt for reply in replies for receipt in reply.receipts if receipt.ops]
+    programs = sum(receipt.programs or 0 for receipt in receipts)
+    if not colocated and programs > 1 and len({receipt.pid for receipt in receipts}) == 1:
+        raise ReceiptError(
+            f"{where}: {claim} programs go to the {servers} servers in turn, but all {programs} ran in pid "
+            f"{receipts[0].pid}: colocation was not really off"
+        )

@@ -1,0 +1,121 @@
+"""Ablations are believed only when the servers' own counters show them."""
+
+import pytest
+
+from genie.baselines.protocol import Receipt, Reply
+from genie.bench.features import check_features, require_ablatable
+from genie.errors import ConfigError, ReceiptError
+from genie.workloads.protocol import Response
+
+BOTH = frozenset({"residency", "colocation"})
+STATE_BYTES = 512 * 64
+
+
+def reply(*programs, pids=(1,)):
+    """A reply with one receipt per pid; ``programs`` tells for each program whether it was stateless."""
+    counters = {"stateless": sum(programs)} if any(programs) else {}
+    receipts = [Receipt(pid, "cpu", "n", len(programs), len(programs), "d", counters) for pid in pids]
+    return Reply(Response({}), receipts)
+
+
+def check(replies, baseline="genie_full", features=BOTH, servers=2):
+    check_features(replies, baseline=baseline, features=features, servers=servers, where="here")
+
+
+@pytest.mark.parametrize(
+    ("replies", "baseline", "features"),
+    [
+        ([reply(False, False)], "genie_full", BOTH),
+        ([reply(False, False)], "genie_local_remote", frozenset()),
+        ([reply(True), reply(True, pids=(2,))], "genie_no_semantics", frozenset()),
+        ([reply(True, pids=(1, 2))], "genie_full", frozenset({"residency"})),
+        ([reply(True, True)], "genie_full", frozenset({"colocation"})),
+    ],
+)
+def test_counters_that_fit_the_features_are_believed(replies, baseline, features):
+    check(replies, baseline, features)
+
+
+@pytest.mark.parametrize(
+    ("replies", "baseline", "features", "message"),
+    [
+        ([reply(False, True)], "genie_full", BOTH, "residency was not really on"),
+        ([reply(True)], "genie_local_remote", frozenset(), "residency was not really on"),
+        ([reply(False, True)], "genie_full", frozenset({"colocation"}), "residency was not really off"),
+        ([reply(False, pids=(1, 2))], "genie_full", frozenset({"residency"}), "residency was not really off"),
+        ([reply(False)], "genie_no_semantics", frozenset(), "residency was not really off"),
+        ([reply(True), reply(True)], "genie_full", frozenset({"residency"}), "colocation was not really off"),
+        ([reply(True), reply(True)], "genie_no_semantics", frozenset(), "colocation was not really off"),
+        ([reply(False, pids=(1, 2))], "genie_full", BOTH, "colocation was not really on"),
+    ],
+)
+def test_counters_that_contradict_the_features_are_refused(replies, baseline, features, message):
+    with pytest.raises(ReceiptError, match=message):
+        check(replies, baseline, features)
+
+
+def test_an_ablation_that_the_pool_cannot_show_is_refused():
+    require_ablatable({"residency"}, servers=2)
+    require_ablatable({"colocation"}, servers=1)
+    with pytest.raises(ConfigError, match="--genie-servers 2"):
+        require_ablatable({"residency"}, servers=1)
+
+
+@pytest.fixture(scope="module")
+def ablations(runs, servers):
+    """extra_info by what was ablated; "no_semantics" is the baseline of that name."""
+    runs.cells("Stateful")
+    addresses = ",".join(server.address for server in servers)
+    common = ["--genie-address", addresses, "--genie-baselines"]
+    token = {"GENIE_TOKEN": "right"}
+    whole, residency, colocation, one = runs(
+        (token, [*common, "local_pytorch,genie_no_semantics,genie_full"]),
+        (token, [*common, "genie_full", "--genie-ablate", "residency"]),
+        (token, [*common, "genie_full", "--genie-ablate", "colocation"]),
+        (token, ["--genie-address", servers[0].address, *common[2:], "genie_full",
+                 "--genie-ablate", "colocation"]),
+        timeout=90,
+    )  # fmt: skip
+
+    def info(run, baseline="genie_full"):
+        output, saved = run
+        assert f"test_stateful[{baseline}]" in saved, output
+        return saved[f"test_stateful[{baseline}]"]["extra_info"]
+
+    return {
+        "": info(whole), "no_semantics": info(whole, "genie_no_semantics"),
+        "residency": info(residency), "colocation": info(colocation), "colocation of one": one[0],
+    }  # fmt: skip
+
+
+def stateless(info):
+    return sum(receipt["counters"].get("stateless", 0) for receipt in info["receipts"])
+
+
+def test_with_all_features_state_stays_on_one_server(ablations):
+    info = ablations[""]
+    assert info["features"] == ["residency", "colocation"]
+    assert stateless(info) == 0
+    assert info["devices"] == 1
+    assert info["wire"]["bytes_out"] < STATE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("ablated", "features", "devices"),
+    [
+        ("residency", ["colocation"], 1),
+        ("colocation", ["residency"], 2),
+        ("no_semantics", [], 2),
+    ],
+)
+def test_without_a_feature_state_travels_with_every_program(ablations, ablated, features, devices):
+    info = ablations[ablated]
+    assert info["features"] == features
+    assert stateless(info) == info["receipt"]["programs"] == 2
+    assert info["devices"] == len({receipt["pid"] for receipt in info["receipts"]}) == devices
+    assert info["wire"]["bytes_out"] > STATE_BYTES
+    assert info["wire"]["bytes_in"] > STATE_BYTES
+
+
+def test_an_ablation_that_changes_nothing_fails_its_cell(ablations):
+    assert "ConfigError: --genie-ablate colocation changes nothing" in ablations["colocation of one"]
