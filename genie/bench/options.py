@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from genie.config import FEATURES, IMPLEMENTED_FEATURES
+from genie.config import FEATURES, IMPLEMENTED_FEATURES, NEEDS
 from genie.errors import ConfigError
 
 #: ids in options and results; the order is the order of rows
@@ -46,8 +46,10 @@ class Options:
 
     @property
     def features(self) -> frozenset[str]:
-        """Features that ``genie_full`` runs with."""
-        return frozenset(IMPLEMENTED_FEATURES) - self.ablate
+        """Features that ``genie_full`` runs with: not ablated, nor dependent on one that is."""
+        return frozenset(
+            f for f in IMPLEMENTED_FEATURES if f not in self.ablate and NEEDS.get(f) not in self.ablate
+        )
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -104,7 +104,7 @@ def test_with_all_features_state_stays_on_one_server(ablations):
     ("ablated", "features", "devices"),
     [
         ("residency", ["colocation"], 1),
-        ("colocation", ["residency"], 2),
+        ("colocation", [], 2),
         ("no_semantics", [], 2),
     ],
 )

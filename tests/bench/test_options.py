@@ -23,7 +23,7 @@ def test_baselines_keep_the_order_of_the_table(pytester):
 
 
 def test_an_ablated_feature_is_off(pytester):
-    assert options(pytester, "--genie-ablate", "colocation").features == {"residency"}
+    assert options(pytester, "--genie-ablate", "colocation").features == frozenset()
 
 
 def test_addresses_come_with_the_token_of_the_environment(pytester):
