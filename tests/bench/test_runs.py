@@ -71,6 +71,8 @@ def test_ctrl_c_keeps_the_finished_cells(pytester, cells):
             "--benchmark-json", "out.json", "--genie-baselines", "local_pytorch,genie_full",
         ],
         cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     shown = []
