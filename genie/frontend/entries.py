@@ -9,7 +9,7 @@ import torch
 
 from genie.errors import UnsupportedOpError
 from genie.frontend import arguments, rules
-from genie.frontend.specs import Spec, meta_tensor, spec_of, to_wire
+from genie.frontend.specs import Spec, meta_tensor, spec, spec_of, to_wire
 from genie.wire.messages import OpDef, TensorSpec
 
 
@@ -45,8 +45,6 @@ class Entry:
     def correct(self, output: int, stride: list[int]) -> None:
         """The device lays this output out otherwise than predicted: predict that from now on."""
         old = self.outs[output]
-        from genie.frontend.specs import spec
-
         new = spec(old.shape, tuple(stride), old.offset, old.dtype)
         self.outs[output] = new
         self.results = [new if r is old else r for r in self.results]

@@ -295,6 +295,7 @@ class Recorder:
     def _record_dynamic(self, func, args, kwargs, entry, slots, floats, tensors) -> Any:  # type: ignore[no-untyped-def]
         """An op whose output specs only the server can tell: run up to it and ask."""
         if entry.writes:
+            _check_roots(func, [tensors[r] for r in entry.results if r == 0])
             shadows.write(func, args, kwargs, tensors, False)
         self._append(entry, slots, floats)
         handles = []
@@ -309,6 +310,8 @@ class Recorder:
         return outs[0] if entry.container is None else tuple(outs)
 
     def _append(self, entry: Entry, slots: list[int], floats: list[float]) -> None:
+        if not self._entries:
+            self._started = time.perf_counter()
         frame: FrameType | None = _getframe(2)
         while frame is not None and is_internal(frame.f_code):
             frame = frame.f_back

@@ -36,7 +36,6 @@ class InProcessExecutor:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.store = HandleStore()
-        self.executed_ops = 0
         self.busy_s = 0.0
         self._ops = OpTable(device)
         self._defined: set[int] = set()
@@ -89,7 +88,6 @@ class InProcessExecutor:
             raise error from exc
         finally:
             self.busy_s += time.perf_counter() - started - (self.annotate_s - annotated)
-        self.executed_ops += len(program.entries)
         return outcome
 
     def _execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:

@@ -133,11 +133,14 @@ class ServerLink:
         waited = time.perf_counter() - start
         # Quiet programs ran while the client recorded; only the awaited one's execution is in the wait.
         self.timings.fetch += max(0.0, waited - reply.receipt.remote_ms * 1e-3)
-        for receipt in (*reply.earlier, reply.receipt):
+        self._book([*reply.earlier, reply.receipt])
+        return reply, payload
+
+    def _book(self, receipts: list[ProgramReceipt]) -> None:
+        for receipt in receipts:
             self.timings.remote += receipt.remote_ms * 1e-3
             self.usage.receipts.append(receipt)
             self.usage.cpu_s += receipt.cpu_s
-        return reply, payload
 
     # -- accounts --------------------------------------------------------------------------------
 
@@ -155,6 +158,8 @@ class ServerLink:
         out, into, trips = connection.bytes_out, connection.bytes_in, connection.round_trips
         reply, _ = connection.request(Counters())
         assert isinstance(reply, CountersReply)
+        # Programs after the last read have had no reply; they belong to this account, not to the next.
+        self._book(reply.earlier)
         # Both ends have counted the same so far (each account checks it), so the difference is the request's.
         return out - out0, into - in0, trips - trips0, reply.bytes_in - out0, reply.bytes_out - in0
 

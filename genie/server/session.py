@@ -71,6 +71,7 @@ class Session:
         self._store = HandleStore(state.memory_limit)
         self._executor = Executor(state.device, self._store)
         self._deferred: Fault | None = None  # of a request without reply; answers the next one that has one
+        self._earlier: list[ProgramReceipt] = []  # of programs without reply
         self._refusal: Fault | None = None  # why the payload of the frame just received was dropped
         # Contents that an Offer found here stay until they are adopted, even if their session ends.
         self._reserved: dict[bytes, torch.UntypedStorage] = {}
@@ -141,7 +142,6 @@ class Session:
         channel = self._channel
         receive, send, allocate = channel.receive, channel.send, self._allocate
         execute = self._executor.execute
-        earlier: list[ProgramReceipt] = []
         while True:
             message, payload = receive(allocate)
             refusal, self._refusal = self._refusal, None
@@ -151,11 +151,10 @@ class Session:
                     deferred, self._deferred = self._deferred or refusal, None
                     result, pieces, owners = execute(message, payload, deferred)
                     if message.quiet:
-                        earlier.append(result.receipt)
+                        self._earlier.append(result.receipt)
                     else:
-                        result.earlier = earlier
+                        result.earlier, self._earlier = self._earlier, []
                         send(result, pieces)
-                        earlier = []
                     del result, pieces, owners
                 elif kind is Upload or kind is Adopt or kind is Release:
                     self._one_way(message, payload, refusal)
@@ -170,7 +169,7 @@ class Session:
                     self._deferred = fault
                 else:
                     send(fault.to_wire(self._state.log_tail()))
-                    earlier = []
+                    self._earlier = []
             # A payload that the session does not hold must not live until the next frame arrives.
             payload = EMPTY
 
@@ -212,6 +211,7 @@ class Session:
         if isinstance(message, Counters):
             # Answers even a poisoned session: the harness reads it after a failure, too.
             channel = self._channel
+            earlier, self._earlier = self._earlier, []
             return CountersReply(
                 bytes_in=channel.frame_start,
                 bytes_out=channel.bytes_out,
@@ -219,6 +219,7 @@ class Session:
                 held_bytes=self._store.held_bytes,
                 handles=len(self._store),
                 templates=len(self._executor.templates),
+                earlier=earlier,
             )
         fault, self._deferred = self._deferred or refusal, None
         if fault is not None:

@@ -228,6 +228,7 @@ class CountersReply(Message):
     held_bytes: int
     handles: int
     templates: int
+    earlier: list[ProgramReceipt] = []  # of the quiet programs since the last reply
 
 
 class Bye(Message):
