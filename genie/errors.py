@@ -63,3 +63,11 @@ class ReceiptError(MeasurementError):
 
 class WireCountError(MeasurementError):
     """Socket counters of the two ends disagree, or fewer bytes crossed than the workload needs."""
+
+
+class ResultError(GenieError):
+    """A result file cannot be read: missing, truncated, not ours, or of another schema version."""
+
+
+class CannotCompareError(GenieError):
+    """Two results, or two revisions, have nothing that may be compared; the message names the difference."""

@@ -1,4 +1,4 @@
-"""From the timed requests of a cell to the stable keys of its ``extra_info`` (schema version 1)."""
+"""From the timed requests of a cell to the stable keys of its ``extra_info`` (schema version 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from genie.baselines.protocol import Receipt, Reply, Setup
 from genie.workloads.protocol import Response, Verification
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
