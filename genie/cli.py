@@ -9,15 +9,24 @@ from collections.abc import Sequence
 
 from genie.errors import GenieError
 
-COMMANDS: dict[str, str] = {"serve": "genie.server.command"}
+COMMANDS: dict[str, str] = {
+    "serve": "genie.server.command",
+    "report": "genie.bench.report.command",
+    "gate": "genie.bench.gate.command",
+    "gate-power": "genie.bench.gate.calibrate",
+    "doctor": "genie.doctor.command",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: that of the subcommand, or 2 for an error, told in one line."""
     parser = argparse.ArgumentParser(prog="genie", description="Remote-accelerator runtime for PyTorch.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module_name in COMMANDS.items():
-        module = importlib.import_module(module_name)
+    given = sys.argv[1:] if argv is None else argv
+    # Only the command that is asked for is imported: a server starts sooner, and does not need the others.
+    names = [given[0]] if given and given[0] in COMMANDS else list(COMMANDS)
+    for name in names:
+        module = importlib.import_module(COMMANDS[name])
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

@@ -24,7 +24,7 @@ from genie.bench.placement import client_cores, placed
 from genie.bench.pool import ServerPool
 from genie.bench.raw_socket import RawPeer
 from genie.bench.receipts import check_both_ends
-from genie.bench.record import SCHEMA_VERSION
+from genie.bench.schema import SCHEMA_VERSION
 from genie.bench.session import BenchSession
 from genie.errors import VerificationError
 from genie.runtime.connection import Connection, fetched_tensors
@@ -148,6 +148,8 @@ class LinkBench:
             "profile": self._session.profile,
             "params": {"case": case},
             "features": [],
+            "ablated": [],
+            "fingerprint": self._session.fingerprint(BASELINE, remote=True),
             "model": {"name": WORKLOAD, "params": 0, "dtype": "uint8"},
             "setup_ms": {},
             "verified": verified,

@@ -8,9 +8,9 @@ from statistics import median, median_low
 from typing import Any
 
 from genie.baselines.protocol import Receipt, Reply, Setup
+from genie.bench.kernel_bytes import SocketBytes
+from genie.bench.schema import SCHEMA_VERSION
 from genie.workloads.protocol import Response, Verification
-
-SCHEMA_VERSION = 2
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Timed:
     reply: Reply
     output_bytes: int
     verdict: Verification | None = None
+    #: what this process's sockets carried meanwhile, read by the harness; None where others hold them
+    kernel: SocketBytes | None = None
 
     def drop_outputs(self) -> None:
         """Let go of the tensors, keep the token marks."""
@@ -46,6 +48,8 @@ class CellRecord:
     features: tuple[str, ...]
     client_cores: tuple[int, ...]
     warmups: int
+    ablated: tuple[str, ...] = ()
+    fingerprint: dict[str, Any] = field(default_factory=dict)
     setup: Setup | None = None
     setup_ms: dict[str, float] = field(default_factory=dict)
     timed: list[Timed] = field(default_factory=list)
@@ -71,6 +75,8 @@ class CellRecord:
             "profile": self.profile,
             "params": dict(self.params),
             "features": list(self.features),
+            "ablated": list(self.ablated),
+            "fingerprint": self.fingerprint,
             "verified": {"ok": False, "kind": None, "max_abs_err": None},
         }
 

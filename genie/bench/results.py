@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genie.bench.record import SCHEMA_VERSION
+from genie.bench.schema import SCHEMA_VERSION
 from genie.errors import ResultError
 
+#: pytest-benchmark's word for a run outside a repository
+UNVERSIONED = "unversioned"
 #: what a cell must have to be one of ours and readable
+MAPPINGS = ("verified", "wire", "weights", "fingerprint")
 NEEDED = ("baseline", "workload", "profile", "verified", "wire", "weights", "fingerprint")
 
 
@@ -96,7 +99,7 @@ def parse_result(raw: Any, path: Path) -> Result:
     genie = raw.get("genie") or {}
     return Result(
         path=path,
-        commit=commit.get("id") or "",
+        commit="" if commit.get("id") in (None, UNVERSIONED) else commit["id"],
         dirty=bool(commit.get("dirty")),
         branch=commit.get("branch") or "",
         when=raw.get("datetime") or "",
@@ -128,6 +131,9 @@ def _cell(bench: Any, path: Path) -> CellResult | None:
         missing = [key for key in NEEDED if key not in info]
         if missing:
             raise KeyError(missing[0])
+        for key in MAPPINGS:
+            if not isinstance(info[key], Mapping):
+                raise TypeError(f"{key} is no object")
         stats = bench["stats"]
         cases = info.get("cases")
         return CellResult(

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 VISIBLE_BYTES = 64 << 20
+_listener: Callable[[int], None] | None = None
+
+
+@contextmanager
+def reported_to(listener: Callable[[int], None]) -> Iterator[None]:
+    """Inside, ``listener`` gets the bytes of every upload of this process, and no bar is drawn."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 class UploadProgress:
@@ -17,6 +31,9 @@ class UploadProgress:
         self._task: Any = None
 
     def add(self, nbytes: int) -> None:
+        if _listener is not None:
+            _listener(nbytes)
+            return
         self._sent += nbytes
         if self._bar is None and self._sent >= VISIBLE_BYTES and sys.stderr.isatty():
             from rich.console import Console

@@ -1,0 +1,212 @@
+"""One measuring process: pytest on a tree, with servers of its own, and the proof of what it imported.
+
+The tree comes first on PYTHONPATH, before an editable install, for the client and (who inherit it) for
+its servers. That this worked is checked after each run: every process of it that imported ``genie``
+wrote down from where.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from genie.baselines.peer_process import die_with_parent
+from genie.bench.results import Result, load_result
+from genie.errors import CannotCompareError, ResultError
+
+WITNESS_VARIABLE = "GENIE_GATE_WITNESS"
+#: plugins of pytest that a run needs; others in the environment stay out, on both sides alike
+PLUGINS = ("pytest_benchmark.plugin", "xdist.plugin", "genie.bench.plugin")
+#: pytest's exit status when all cells passed, and when some failed: what was measured is saved
+_MEASURED = (0, 1)
+#: lines of output that an error shows
+_TAIL = 25
+#: servers have this long to notice that their client is gone, in seconds
+_GONE_S = 8.0
+#: with less than this free on the disk, a result that was not written is explained by it
+_FULL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a process measures: a tree, the interpreter for it, and pytest plugins of its own.
+
+    ``name`` is for messages; ``label`` ("old", "new", "a", "b") is part of file names.
+    """
+
+    label: str
+    name: str
+    tree: Path
+    python: Path = Path(sys.executable)
+    arguments: tuple[str, ...] = ()
+
+
+def measure(side: Side, arguments: Sequence[str], out: Path) -> Result:
+    """Runs pytest with ``arguments`` in the side's tree; its result lies at ``out`` afterwards, whole.
+
+    Its output lies beside it, with the suffix .log. Ends all processes of the run, whatever ends it.
+    Raises CannotCompareError, with the end of the output, when it yields no result.
+    """
+    scratch = out.parent / "running"
+    log = out.with_suffix(".log")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        (scratch / "witness").mkdir(parents=True)
+        result = scratch / "result.json"
+        command = _command(side, arguments, result, scratch)
+        with log.open("wb") as output:
+            status = _run(command, side, scratch / "witness", output.fileno())
+        if status not in _MEASURED or not result.exists() or not result.stat().st_size:
+            raise _no_result(side, status, log, out)
+        try:
+            measured = load_result(result)
+        except ResultError as error:
+            if _is_full(out.parent):
+                raise _full(out.parent) from None
+            raise CannotCompareError(
+                f"{side.name}: its result cannot be read: {error}\n{_tail(log)}"
+            ) from None
+        _check_imports(side, scratch / "witness", measured)
+        os.replace(result, out)
+        return replace(measured, path=out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(out.parent) from error
+        raise CannotCompareError(
+            f"cannot write to {out.parent}: {error}: mend it and go on with --resume"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM (a cancelled CI job, ``timeout``) is KeyboardInterrupt in the block, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command(side: Side, arguments: Sequence[str], result: Path, scratch: Path) -> list[str]:
+    plugins = [part for plugin in PLUGINS for part in ("-p", plugin)]
+    return [
+        str(side.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *side.arguments,
+        *arguments, "--benchmark-only", "--benchmark-json", str(result), "--basetemp", str(scratch / "tmp"),
+    ]  # fmt: skip
+
+
+def _run(command: list[str], side: Side, witness: Path, output: int) -> int:
+    environ = {
+        name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
+    }
+    paths = [str(side.tree), str(side.tree / "genie" / "bench" / "gate" / "witness")]
+    inherited = environ.get("PYTHONPATH")
+    environ |= {
+        "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])]),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        WITNESS_VARIABLE: str(witness),
+    }
+    # A session of its own: Ctrl-C reaches the gate alone, which ends the run as a whole.
+    process = subprocess.Popen(
+        command, cwd=side.tree, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    try:
+        return process.wait()
+    finally:
+        _end(process, witness)
+
+
+def _end(process: subprocess.Popen[bytes], witness: Path) -> None:
+    """Nothing of the run is left: not pytest, nor its servers, which are in sessions of their own."""
+    with suppress(ProcessLookupError):  # nobody of its group is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ours = [found for pid in _witnesses(witness) if (found := _process_of(pid, witness)) is not None]
+    _, left = psutil.wait_procs(ours, timeout=_GONE_S)
+    for one in left:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(left, timeout=_GONE_S)
+
+
+def _process_of(pid: int, witness: Path) -> psutil.Process | None:
+    """The live process with ``pid``, if it is of this run and not a later owner of the number."""
+    try:
+        process = psutil.Process(pid)
+        return process if process.environ().get(WITNESS_VARIABLE) == str(witness) else None
+    except psutil.Error:
+        return None
+
+
+def _witnesses(witness: Path) -> dict[int, str]:
+    """By pid, the file of the package ``genie`` that the process imported."""
+    return {int(record.name): record.read_text(encoding="utf-8") for record in witness.iterdir()}
+
+
+def _check_imports(side: Side, witness: Path, measured: Result) -> None:
+    """Raises CannotCompareError unless the client and every server with a receipt ran this tree's code."""
+    imported = _witnesses(witness)
+    expected = str(side.tree / "genie" / "__init__.py")
+    for pid, file in imported.items():
+        if Path(file).resolve() != Path(expected).resolve():
+            raise CannotCompareError(
+                f"{side.name}: process {pid} imported genie from {file}, not from {expected}: take that "
+                "folder off PYTHONPATH, or uninstall the package that brings it"
+            )
+    receipts = [receipt for cell in measured.cells.values() for receipt in cell.info.get("receipts") or ()]
+    unseen = {receipt["pid"] for receipt in receipts} - imported.keys()
+    if unseen or not imported:
+        which = f"process {min(unseen)}" if unseen else "it"
+        raise CannotCompareError(
+            f"{side.name}: nothing tells which code {which} ran: the "
+            "interpreter did not run this suite's sitecustomize; take another one off PYTHONPATH"
+        )
+
+
+def _no_result(side: Side, status: int, log: Path, out: Path) -> CannotCompareError:
+    if _is_full(out.parent) or os.strerror(errno.ENOSPC) in _tail(log):
+        return _full(out.parent)
+    how = f"was ended by signal {-status}" if status < 0 else f"exited with {status}"
+    return CannotCompareError(
+        f"{side.name} does not build or run under the current harness (pytest {how}): mend it, or compare "
+        f"with a revision whose runtime has what the harness uses. The end of its output:\n{_tail(log)}"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BYTES
+
+
+def _full(folder: Path) -> CannotCompareError:
+    return CannotCompareError(
+        f"the disk that holds {folder} is full: free some of it and go on with --resume "
+        "(finished processes are kept)"
+    )
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL:])

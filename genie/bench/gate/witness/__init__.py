@@ -1,0 +1,1 @@
+"""A folder for PYTHONPATH: it holds a ``sitecustomize`` and nothing that anybody imports from here."""
