@@ -202,16 +202,22 @@ def _read_messages(data: bytes, family: int, found: list[TcpSocket]) -> bool:
         if kind == _NLMSG_ERROR:
             code = -struct.unpack_from("=i", body)[0]
             raise OSError(code, os.strerror(code))
-        found.append(_socket(body, family))
+        # Inode 0: its process closed it (what waits for the far end's FIN has no counters any more).
+        if _inode(body):
+            found.append(_socket(body, family))
         at += (length + 3) & ~3
     return False
+
+
+def _inode(body: bytes) -> int:
+    inode: int = struct.unpack_from("=I", body, 68)[0]
+    return inode
 
 
 def _socket(body: bytes, family: int) -> TcpSocket:
     sport, dport = struct.unpack_from("!HH", body, 4)
     size = 4 if family == socket.AF_INET else 16
     cookie = struct.unpack_from("=Q", body, 44)[0]
-    inode = struct.unpack_from("=I", body, 68)[0]
     at = _INET_DIAG_MSG_SIZE
     while at + 4 <= len(body):
         length, kind = struct.unpack_from("=HH", body, at)
@@ -220,7 +226,7 @@ def _socket(body: bytes, family: int) -> TcpSocket:
             sent, again = struct.unpack_from("=QQ", body, at + 4 + _TCPI_BYTES_SENT)
             return TcpSocket(
                 cookie,
-                inode,
+                _inode(body),
                 (_address(body[8 : 8 + size]), sport),
                 (_address(body[24 : 24 + size]), dport),
                 sent - again,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from genie.bench.options import BASELINES
+from genie.bench.options import BASELINES, Options, require_baselines
 from genie.bench.session import OPTIONS, session_of
+from genie.config import IMPLEMENTED_FEATURES
 
 MARKER = "genie_workload"
 MARKER_HELP = (
@@ -20,10 +22,14 @@ LATE_STAGES = {"pytorch_rpc": 1, "ray": 2}
 NO_CHECKPOINT = "single ops have no checkpoint: the microbenchmark is measured with seeded weights"
 #: the link benchmarks belong to it
 LINK_BASELINE = "genie_local_remote"
+#: between baseline and feature in the id of a row that has the feature switched off
+WITHOUT = "-no_"
+#: the baseline whose features can be switched off
+ABLATABLE = "genie_full"
 
 
 def make_cells(metafunc: pytest.Metafunc) -> None:
-    """One test per selected baseline and parameter set; the default parameters have the plain id."""
+    """One test per selected row and parameter set; the default parameters have the plain id."""
     marker = metafunc.definition.get_closest_marker(MARKER)
     if marker is None:
         return
@@ -35,24 +41,81 @@ def make_cells(metafunc: pytest.Metafunc) -> None:
     if marker.args[0] == "microbenchmark" and session.options.weights != "seeded":
         # Before any fixture: no server starts for a cell that cannot run.
         marks.append(pytest.mark.skip(f"{NO_CHECKPOINT}, not --genie-weights {session.options.weights}"))
+    try:
+        rows = rows_of(session.options, own_baselines(metafunc.config, metafunc.definition.ihook))
+    except pytest.UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from None  # pytest shows it without a traceback
     cells = []
     for params in sets:
         suffix = "".join(f"-{name}{value}" for name, value in params.items())
-        for baseline in session.options.baselines:
-            cells.append(pytest.param(baseline, params, id=baseline + suffix, marks=marks))
+        for row in rows:
+            cells.append(pytest.param(row, params, id=row + suffix, marks=marks))
     metafunc.parametrize(("baseline", "workload"), cells, indirect=True)
 
 
+def own_baselines(config: pytest.Config, hook: Any) -> tuple[str, ...]:
+    """What the user adds to the seven: in all that ``hook`` sees, or only in what counts for one file.
+
+    Raises UsageError for a name that cannot be a baseline's.
+    """
+    names: list[str] = []
+    for added in hook.pytest_genie_baselines(config=config):
+        if isinstance(added, str):
+            raise pytest.UsageError(
+                f"pytest_genie_baselines returned {added!r}: return a list of names, [{added!r}]"
+            )
+        names += added
+    for name in names:
+        if name in BASELINES or not str(name).isidentifier():
+            raise pytest.UsageError(
+                f"pytest_genie_baselines: {name!r} is taken or is no name of a fixture: give another one"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def require_selected(config: pytest.Config) -> None:
+    """After collection, when every hook is known. Raises UsageError for an unknown ``--genie-baselines``."""
+    asked = config.stash[OPTIONS].own_baselines
+    if asked:
+        require_baselines(asked, own_baselines(config, config.hook))
+
+
+def rows_of(options: Options, own: Sequence[str] = ()) -> list[str]:
+    """Ids of the rows: the selected baselines, ``genie_full`` without each feature if asked for, ``own``."""
+    rows = []
+    for baseline in options.baselines:
+        rows.append(baseline)
+        if baseline == ABLATABLE and options.ablate_each:
+            rows += [f"{baseline}{WITHOUT}{feature}" for feature in IMPLEMENTED_FEATURES]
+    return rows + [name for name in own if options.own_baselines is None or name in options.own_baselines]
+
+
+def baseline_of(row: str) -> str:
+    """The baseline that runs in a row."""
+    return row.partition(WITHOUT)[0]
+
+
+def ablated_in(row: str, options: Options) -> list[str]:
+    """Features switched off in a row; empty for every baseline but ``genie_full``."""
+    baseline, _, feature = row.partition(WITHOUT)
+    if feature:
+        return [feature]
+    return sorted(options.ablate) if baseline == ABLATABLE else []
+
+
 def cell_of(item: pytest.Item) -> dict[str, Any] | None:
-    """Workload, parameters and baseline of a test that is a cell; None for any other test."""
+    """Workload, parameters, baseline and what it lacks, of a test that is a cell; None for any other."""
     marker = item.get_closest_marker(MARKER)
     callspec = getattr(item, "callspec", None)
     if marker is None or callspec is None or "baseline" not in callspec.params:
         return None
-    source = marker.args[0]
+    source, row = marker.args[0], callspec.params["baseline"]
+    if not isinstance(row, str):  # pytest's stand-in for an empty list of rows, which it skips
+        return None
     return {
         "workload": source if isinstance(source, str) else getattr(source, "__name__", str(source)),
-        "baseline": callspec.params["baseline"],
+        "baseline": baseline_of(row),
+        "ablated": ablated_in(row, item.config.stash[OPTIONS]),
         "params": dict(callspec.params["workload"]),
     }
 

@@ -33,6 +33,13 @@ def require_ablatable(features: Collection[str], servers: int) -> None:
         )
 
 
+def is_stateless(baseline: str, features: Collection[str], servers: int) -> bool:
+    """Whether a Genie baseline may leave no result on a pool of ``servers``, so that all state travels."""
+    if baseline == "genie_full":
+        return "residency" not in features or not ("colocation" in features or servers == 1)
+    return baseline == "genie_no_semantics"
+
+
 def check_features(
     replies: Sequence[Reply], *, baseline: str, features: Collection[str], servers: int, where: str
 ) -> None:
@@ -42,7 +49,7 @@ def check_features(
     elif baseline != "genie_full":
         features = frozenset({"residency", "colocation"})
     colocated = "colocation" in features or servers == 1
-    stateless = not (colocated and "residency" in features)
+    stateless = is_stateless(baseline, features, servers)
     claim = f"with features {', '.join(sorted(features)) or 'none'}"
     for reply in replies:
         for receipt in reply.receipts:

@@ -3,9 +3,9 @@
 Every cell stores one (``extra_info["fingerprint"]``), plain JSON:
 
     client   {cpu_model, cores, machine, python, libraries}         the host that measures
-    devices  [{type, model, cores, torch, driver, max_sm_mhz}, ...]  what the cell may use: one for a
-             local baseline, the whole pool for a remote one; told by the servers themselves where
-             they were not started by the run
+    devices  [{type, model, cores, torch, host_cpu, driver, max_sm_mhz}, ...]   what the cell may use:
+             one for a local baseline, the whole pool for a remote one; told by the servers
+             themselves where they were not started by the run
 
 Host names, kernels' builds and this project's own version are not part of it: they may change
 between two results that are comparable.
@@ -13,40 +13,69 @@ between two results that are comparable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from string import hexdigits
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from genie.bench.machine import host_facts
+from genie.wire.messages import DeviceFacts
 
 if TYPE_CHECKING:
     from genie.bench.results import CellResult
 
 #: keys of ``extra_info`` beside the fingerprint that decide whether two results are of the same work
-SAME_WORK = ("workload", "profile", "params", "weights", "model")
+SAME_WORK = ("workload", "profile", "params", "weights", "model", "ablated")
+COUNT = " (count)"
+SHA256_DIGITS = 64
+
+
+def fingerprint(devices: Sequence[DeviceFacts]) -> dict[str, Any]:
+    """Of a cell that is measured on this host and may use ``devices``."""
+    return {"client": host_facts(), "devices": [msgspec.structs.asdict(device) for device in devices]}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Readable differences between two fingerprints, ``key: this, not that``; empty when they agree."""
     mine, theirs = dict(_flat(one)), dict(_flat(other))
+    differing = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key) != theirs.get(key)]
+    # Where there are more devices on one side, their facts say nothing more.
+    counts = tuple(f"{key.removesuffix(COUNT)}[" for key in differing if key.endswith(COUNT))
     return [
         f"{key}: {_told(mine.get(key))}, not {_told(theirs.get(key))}"
-        for key in dict.fromkeys([*mine, *theirs])
-        if mine.get(key) != theirs.get(key)
+        for key in differing
+        if not (counts and key.startswith(counts))
     ]
 
 
 def cell_differences(one: CellResult, other: CellResult) -> list[str]:
     """Why two results of one cell may not be compared; empty when they may."""
+    keys: tuple[str, ...] = SAME_WORK
+    if one.profile != other.profile:
+        keys = ("workload", "profile")  # other models and parameters follow from it
+    return differences(_of(one, (*keys, "fingerprint")), _of(other, (*keys, "fingerprint")))
+
+
+def neighbour_differences(one: CellResult, other: CellResult) -> list[str]:
+    """Why two rows of one table may not stand side by side; their baselines, so their devices, may differ."""
+    keys = ("workload", "profile", "params", "weights") if one.profile == other.profile else ("profile",)
     return differences(
-        {key: one.info.get(key) for key in (*SAME_WORK, "fingerprint")},
-        {key: other.info.get(key) for key in (*SAME_WORK, "fingerprint")},
+        _of(one, keys) | {"client": one.info["fingerprint"].get("client")},
+        _of(other, keys) | {"client": other.info["fingerprint"].get("client")},
     )
 
 
+def _of(cell: CellResult, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: cell.info.get(key) for key in keys}
+
+
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        yield f"{name} (count)", len(value)
+        yield f"{name}{COUNT}", len(value)
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{name}[{index}]")
     else:
@@ -54,4 +83,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _told(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+    if value is None:
+        return "nothing"
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == SHA256_DIGITS and set(text) <= set(hexdigits) else text

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from genie.bench.cells import baseline_of, cell_of
 from genie.bench.features import require_ablatable
+from genie.bench.options import features_without
 from genie.bench.session import BenchSession, session_of
 from genie.errors import ConfigError, MeasurementError
 
@@ -147,12 +149,21 @@ def genie_no_semantics(genie_servers: ServerPool) -> Iterator[Baseline]:
 
 
 @pytest.fixture
-def genie_full(genie_servers: ServerPool, genie_session: BenchSession) -> Iterator[Baseline]:
+def genie_full(
+    request: pytest.FixtureRequest, genie_servers: ServerPool, genie_session: BenchSession
+) -> Iterator[Baseline]:
     """The pool, with every semantic feature that was not ablated."""
     from genie.baselines.genie_remote import GenieFull
 
-    features = genie_session.options.features
-    require_ablatable(features, len(genie_servers.addresses))
+    options = genie_session.options
+    cell = cell_of(request.node)
+    features = features_without(cell["ablated"]) if cell else options.features
+    try:
+        require_ablatable(features, len(genie_servers.addresses))
+    except ConfigError as error:
+        if not options.ablate_each:
+            raise
+        pytest.skip(str(error))
     addresses = genie_servers.require(len(genie_servers.addresses))
     with closing(GenieFull(addresses, genie_servers.token, features)) as baseline:
         yield baseline
@@ -179,8 +190,16 @@ def ray_actor(genie_ray_pool: Any) -> Iterator[Baseline]:
 @pytest.fixture
 def baseline(request: pytest.FixtureRequest) -> Baseline:
     """The cell's baseline, from the fixture of that name."""
-    wanted = request.param
-    found: Baseline = request.getfixturevalue(FIXTURE_NAMES.get(wanted, wanted))
+    wanted = baseline_of(request.param)
+    try:
+        found: Baseline = request.getfixturevalue(FIXTURE_NAMES.get(wanted, wanted))
+    except pytest.FixtureLookupError as error:
+        if error.argname != wanted:
+            raise
+        raise ConfigError(
+            f"pytest_genie_baselines names {wanted}, but no fixture has that name: define one that returns "
+            "the baseline, in a conftest.py above the cells, or correct the name"
+        ) from None
     if found.name != wanted:
         raise MeasurementError(f"the fixture of {wanted} returned a baseline that calls itself {found.name}")
     return found
@@ -201,12 +220,12 @@ def measure(
     from genie.bench.measurement import Cell
 
     def run(benchmark: Any, baseline: Baseline, workload: Workload) -> dict[str, Any]:
-        info = Cell(genie_session, baseline, workload).measure(benchmark)
+        row = dict(request.node.user_properties)[ROW]
+        info = Cell(genie_session, baseline, workload, row["ablated"]).measure(benchmark)
         stats = benchmark.stats.stats if benchmark.enabled else None
         llm = info["llm"] if stats else None
         if stats:
             genie_session.most_devices = max(genie_session.most_devices, info["devices"])
-        row = dict(request.node.user_properties)[ROW]
         row |= {
             "workload": workload.name,
             "params": dict(workload.params),

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from genie.device_facts import cpu_model, gpus
 from genie.devices import DeviceSlot, available_cores, cores_per_device
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "ray",
-    "numpy",
-    "msgspec",
-    "pytest-benchmark",
-    "genie-bench",
-)
+#: what a measured request runs through; results of other versions of these are not compared
+COMPARED_LIBRARIES = ("torch", "torchvision", "transformers", "ray", "numpy", "msgspec")
+LIBRARIES = (*COMPARED_LIBRARIES, "pytest-benchmark", "genie-bench")
 
 
 def machine_facts(slots: list[DeviceSlot]) -> dict[str, Any]:
     """For pytest-benchmark's ``machine_info["genie"]``; plain JSON values only."""
     return {
-        "cpu_model": _cpu_model(),
+        "cpu_model": cpu_model(),
         "cores": list(available_cores()),
         "cores_per_device": cores_per_device(),
         "slots": [{"type": slot.type, "index": slot.index, "cores": list(slot.cores)} for slot in slots],
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.lower().startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def host_facts() -> dict[str, Any]:
+    """The ``client`` of a fingerprint: this host and what it measures with."""
+    return {
+        "cpu_model": cpu_model(),
+        "cores": len(available_cores()),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in COMPARED_LIBRARIES},
+    }
 
 
 def _version(name: str) -> str | None:
@@ -45,28 +42,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _gpus() -> list[dict[str, str]]:
-    """Name, driver and clocks of each GPU that the driver lists; empty without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            clock = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
-            name = _text(pynvml.nvmlDeviceGetName(handle))
-            gpus.append({"name": name, "driver": driver, "max_sm_mhz": str(clock)})
-        return gpus
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from statistics import median
@@ -23,14 +24,16 @@ from typing import Any
 import torch
 
 from genie.baselines.protocol import Baseline
-from genie.bench import clock, watchdog
-from genie.bench.features import check_features
+from genie.bench import clock, heap, progress, watchdog
+from genie.bench.features import check_features, is_stateless
+from genie.bench.kernel_bytes import check_kernel_bytes, moved, sockets_of
+from genie.bench.options import features_without
 from genie.bench.oracle import check_bytes, least_bytes
 from genie.bench.placement import client_cores, placed
 from genie.bench.pool import with_logs
 from genie.bench.receipts import check_both_ends
 from genie.bench.record import CellRecord, Timed
-from genie.bench.reference import response_bytes
+from genie.bench.reference import as_returned, response_bytes
 from genie.bench.session import BenchSession, LocalTimes, cell_group
 from genie.config import FEATURES
 from genie.errors import MeasurementError, ServerLostError, VerificationError
@@ -45,13 +48,15 @@ PENDING_BYTES = 256 * 2**20
 class Cell:
     """One workload on one baseline."""
 
-    def __init__(self, session: BenchSession, baseline: Baseline, workload: Workload) -> None:
+    def __init__(
+        self, session: BenchSession, baseline: Baseline, workload: Workload, ablated: Sequence[str] = ()
+    ) -> None:
         self._session = session
         self._baseline = baseline
         self._workload = workload
         self._where = f"{cell_group(workload)} on {baseline.name}"
         slot = session.local_slot
-        features = session.options.features if baseline.name == "genie_full" else frozenset()
+        features = features_without(ablated) if baseline.name == "genie_full" else frozenset()
         self.record = CellRecord(
             baseline=baseline.name,
             workload=workload.name,
@@ -60,8 +65,11 @@ class Cell:
             features=tuple(feature for feature in FEATURES if feature in features),
             client_cores=client_cores(slot, baseline.remote),
             warmups=session.repeats.warmups,
+            ablated=tuple(sorted(ablated)),
+            fingerprint=session.fingerprint(baseline.name, baseline.remote),
         )
         self._local_cuda = slot.type == "cuda" and not baseline.remote
+        self._sockets = sockets_of(baseline.name, baseline.remote, session.pool)
         self._watchdog = watchdog.Watchdog(self._where)
 
     def measure(self, benchmark: Any) -> dict[str, Any]:
@@ -76,8 +84,9 @@ class Cell:
             if self.record.baseline.startswith("genie_") and self._session.pool is not None:
                 raise with_logs(error, self._session.pool) from error
             raise
-        self._check_evidence()
+        self._session.progress.phase(progress.VERIFY)
         with self._placed(self._session.local_slot.cores):
+            self._check_evidence()
             self._check_weights()
             self._verify_pending()
         if benchmark.enabled:
@@ -92,26 +101,21 @@ class Cell:
         return nullcontext() if self._session.parallel else placed(cores)
 
     def _run(self, benchmark: Any) -> None:
+        self._session.progress.phase(progress.PREPARE)
         with self._limit(watchdog.PREPARE_S, "prepare()"):
             self.record.setup = self._baseline.prepare(self._workload)
         if benchmark.enabled:
             self._warm_up()
         rounds = count()
-        gc.collect()
-        gc.freeze()
-        try:
-            benchmark.pedantic(
-                lambda: self._round(next(rounds)), rounds=self._session.repeats.rounds, iterations=1
-            )
-        finally:
-            gc.unfreeze()
+        heap.settle()
+        benchmark.pedantic(
+            lambda: self._round(next(rounds)), rounds=self._session.repeats.rounds, iterations=1
+        )
 
     def _warm_up(self) -> None:
         """The first request of a baseline that captures is its ``capture``, all others are ``warm``."""
         costs = dict(self.record.setup.setup_ms) if self.record.setup else {}
-        first, *others = (
-            self._request_all_cases(WARM_UP_INDEX + number) * 1e3 for number in range(1 + self.record.warmups)
-        )
+        first, *others = (self._warm_up_ms(number) for number in range(1 + self.record.warmups))
         if self.record.baseline.startswith("genie_"):
             costs.setdefault("capture", first)
         else:
@@ -119,11 +123,20 @@ class Cell:
         costs["warm"] = sum(others)
         self.record.setup_ms = costs
 
-    def _request_all_cases(self, index: int) -> float:
-        return sum(self._request(-1, index, case).seconds for case in self._workload.cases)
+    def _warm_up_ms(self, number: int) -> float:
+        if number:
+            self._session.progress.phase(progress.WARM_UP, number, self.record.warmups)
+        else:
+            self._session.progress.phase(progress.COLD)
+        index = WARM_UP_INDEX + number
+        untimed = [self._request(-1, index, case) for case in self._workload.cases]
+        for request in untimed:
+            self._session.receipts.note(request.reply)
+        return sum(request.seconds for request in untimed) * 1e3
 
     def _round(self, number: int) -> None:
         """Target of pytest-benchmark: request ``number``, in all its cases."""
+        self._session.progress.phase(progress.ROUND, number + 1, self._session.repeats.rounds)
         gc.collect()
         for case in self._workload.cases:
             self.record.timed.append(self._request(number, number, case))
@@ -135,6 +148,8 @@ class Cell:
         request = self._workload.request(index, case)
         if self._local_cuda:
             torch.cuda.synchronize()
+        sockets = self._sockets
+        before = sockets.read() if sockets else {}
         with self._limit(watchdog.REQUEST_S, f"request {index}"):
             cpu_start = time.process_time()
             start = time.perf_counter()
@@ -142,10 +157,14 @@ class Cell:
             seconds = time.perf_counter() - start
             cpu = time.process_time() - cpu_start
             clock.count(seconds)
+            # Both before account(), which talks to the servers, and could finish what run() left undone.
+            kernel = moved(before, sockets.read(), self._where) if sockets else None
+            returned = as_returned(response)
             reply = self._baseline.account()
         if reply.response is not response:
             raise MeasurementError(f"{self._where}: account() describes another response than run() returned")
-        return Timed(number, index, case, seconds, cpu, reply, response_bytes(response))
+        reply.response = returned
+        return Timed(number, index, case, seconds, cpu, reply, response_bytes(returned), kernel=kernel)
 
     def _limit(self, seconds: float, doing: str) -> AbstractContextManager[None]:
         return self._watchdog.limit(seconds, doing) if self._baseline.remote else nullcontext()
@@ -159,9 +178,9 @@ class Cell:
             raise MeasurementError(f"{self._where}: no request was timed")
         genie = self.record.baseline.startswith("genie_")
         pool = self._session.pool
+        servers = len(pool.addresses) if pool else 1
         for timed in self.record.timed:
             where = self._name(timed)
-            request = self._workload.request(timed.index, timed.case)
             self._session.receipts.check(
                 timed.reply,
                 remote=self._baseline.remote,
@@ -170,18 +189,26 @@ class Cell:
                 where=where,
             )
             check_both_ends(timed.reply.wire, exact=genie, where=where)
-            least = least_bytes(
-                self._workload, request, timed.output_bytes, self.record.baseline, self._baseline.remote
-            )
-            check_bytes(timed.reply.wire, least, where)
+            if timed.kernel is not None:
+                check_kernel_bytes(timed.kernel, timed.reply.wire, exact=genie, where=where)
         if genie and self._baseline.remote:
             check_features(
                 [timed.reply for timed in self.record.timed],
                 baseline=self.record.baseline,
                 features=self.record.features,
-                servers=len(pool.addresses) if pool else 1,
+                servers=servers,
                 where=self._where,
             )
+        stateless = is_stateless(self.record.baseline, self.record.features, servers)
+        for timed in self.record.timed:
+            least = least_bytes(
+                self._workload,
+                self._workload.request(timed.index, timed.case),
+                timed.output_bytes,
+                remote=self._baseline.remote,
+                stateless=stateless,
+            )
+            check_bytes(timed.reply.wire, least, self._name(timed))
 
     def _check_weights(self) -> None:
         expected = self._session.reference(self._workload).model_info

@@ -6,7 +6,7 @@ Imports nothing heavy: this module is loaded by every pytest run in the environm
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ BASELINES = (
 PROFILES = ("smoke", "cpu", "gpu")
 DEVICES = ("auto", "cpu", "cuda")
 TOKEN_VARIABLE = "GENIE_TOKEN"
+ABLATE_EACH = "all"
+BASELINES_HELP = f"run only these of: {', '.join(BASELINES)}, and of what pytest_genie_baselines adds"
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,22 @@ class Options:
     baselines: tuple[str, ...]
     rounds: int | None
     ablate: frozenset[str]
+    #: one more row for each feature, in which it alone is switched off
+    ablate_each: bool = False
+    #: measure at the end what the cells' devices reach at most
+    ceiling: bool = True
+    #: asked for by name, of those that pytest_genie_baselines adds; None: all of them
+    own_baselines: tuple[str, ...] | None = None
 
     @property
     def features(self) -> frozenset[str]:
-        """Features that ``genie_full`` runs with: not ablated, nor dependent on one that is."""
-        return frozenset(
-            f for f in IMPLEMENTED_FEATURES if f not in self.ablate and NEEDS.get(f) not in self.ablate
-        )
+        """Features that ``genie_full`` runs with."""
+        return features_without(self.ablate)
+
+
+def features_without(ablated: Collection[str]) -> frozenset[str]:
+    """All implemented features but those in ``ablated`` and those that need one of them."""
+    return frozenset(f for f in IMPLEMENTED_FEATURES if f not in ablated and NEEDS.get(f) not in ablated)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -76,17 +87,30 @@ def add_options(parser: pytest.Parser) -> None:
         default="seeded",
         help="seeded initialisation (default), the hub's checkpoints, or a directory of checkpoints",
     )
-    group.addoption("--genie-baselines", metavar="A,B,...", help=f"run only these of: {', '.join(BASELINES)}")
+    group.addoption("--genie-baselines", metavar="A,B,...", help=BASELINES_HELP)
     group.addoption("--genie-rounds", metavar="N", help="timed rounds per cell (default: by profile)")
     group.addoption(
         "--genie-ablate",
-        metavar="FEATURE,...",
-        help=f"switch features of genie_full off, of: {', '.join(IMPLEMENTED_FEATURES)}",
+        metavar="FEATURE,...|all",
+        help=f"switch features of genie_full off, of: {', '.join(IMPLEMENTED_FEATURES)}; "
+        "all: one more row for each, without it",
+    )
+    group.addoption(
+        "--genie-no-ceiling",
+        action="store_true",
+        help="do not measure at the end what several devices reach at most here (seconds)",
     )
 
 
-def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
-    """Options as given; raises ``pytest.UsageError`` that names the remedy for every bad value."""
+def read_options(
+    config: pytest.Config, environ: Mapping[str, str] = os.environ, *, own: Collection[str] | None = ()
+) -> Options:
+    """Options as given; raises ``pytest.UsageError`` that names the remedy for every bad value.
+
+    ``own``: the baselines that the user has added; None while they are not all known, which leaves
+    unknown names to ``require_baselines``.
+    """
+    ablate = config.getoption("genie_ablate")
     device = _one_of("--genie-device", config.getoption("genie_device"), DEVICES)
     profile = config.getoption("genie_profile")
     addresses = _addresses(config.getoption("genie_address"))
@@ -102,6 +126,9 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         )
     if device == "cuda":
         _require_gpus(servers)
+    baselines, own_baselines = _baselines(config.getoption("genie_baselines"))
+    if own is not None:
+        require_baselines(own_baselines or (), own)
     return Options(
         servers=servers,
         addresses=addresses,
@@ -109,9 +136,12 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         device=device,
         profile=None if profile is None else _one_of("--genie-profile", profile, PROFILES),
         weights=_weights(config.getoption("genie_weights")),
-        baselines=_baselines(config.getoption("genie_baselines")),
+        baselines=baselines,
+        own_baselines=own_baselines,
         rounds=_positive("--genie-rounds", config.getoption("genie_rounds")),
-        ablate=_ablated(config.getoption("genie_ablate")),
+        ablate=frozenset() if ablate == ABLATE_EACH else _ablated(ablate),
+        ablate_each=ablate == ABLATE_EACH,
+        ceiling=not config.getoption("genie_no_ceiling"),
     )
 
 
@@ -133,17 +163,27 @@ def _listed(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _baselines(value: str | None) -> tuple[str, ...]:
-    if value is None:
-        return BASELINES
-    names = _listed(value)
-    unknown = [name for name in names if name not in BASELINES]
-    if unknown or not names:
+def require_baselines(asked: Collection[str], own: Collection[str]) -> None:
+    """Raises ``pytest.UsageError`` for a baseline that is neither built in nor among the user's ``own``."""
+    unknown = [name for name in asked if name not in own]
+    if unknown:
         raise pytest.UsageError(
-            f"--genie-baselines: unknown baseline {', '.join(unknown) or repr(value)}; "
-            f"choose from {', '.join(BASELINES)}"
+            f"--genie-baselines: unknown baseline {', '.join(unknown)}; "
+            f"choose from {', '.join([*BASELINES, *own])}, or name yours in the hook pytest_genie_baselines"
         )
-    return tuple(name for name in BASELINES if name in names)
+
+
+def _baselines(value: str | None) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The built-in ones in the table's order, and the names of others; None for all others."""
+    if value is None:
+        return BASELINES, None
+    names = _listed(value)
+    if not names:
+        raise pytest.UsageError(
+            f"--genie-baselines: unknown baseline {value!r}; choose from {', '.join(BASELINES)}"
+        )
+    others = tuple(dict.fromkeys(name for name in names if name not in BASELINES))
+    return tuple(name for name in BASELINES if name in names), others
 
 
 def _ablated(value: str | None) -> frozenset[str]:
@@ -152,7 +192,7 @@ def _ablated(value: str | None) -> frozenset[str]:
     if unknown or (value is not None and not names):
         raise pytest.UsageError(
             f"--genie-ablate: unknown feature {', '.join(unknown) or repr(value)}; "
-            f"choose from {', '.join(IMPLEMENTED_FEATURES)}"
+            f"choose from {', '.join(IMPLEMENTED_FEATURES)}, or {ABLATE_EACH} alone"
         )
     missing = [name for name in names if name not in IMPLEMENTED_FEATURES]
     if missing:

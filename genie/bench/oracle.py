@@ -3,14 +3,16 @@
 With ``I`` the bytes of the request's input tensors, ``O`` those of its output tensors, and ``S``
 the live state summed over the program's syncs (the KV cache at each generated token):
 
-    baseline                              out at least    in at least
-    local_pytorch, genie_capture_only     exactly 0       exactly 0
-    genie_local_remote, genie_full        I               O
-    pytorch_rpc, ray                      I               O
-    genie_no_semantics                    I + S           O + S
+    baseline                                  out at least    in at least
+    local_pytorch, genie_capture_only         exactly 0       exactly 0
+    genie_local_remote, genie_full            I               O
+    pytorch_rpc, ray                          I               O
+    genie_no_semantics, and genie_full
+    with residency or colocation ablated      I + S           O + S
 
-A run that moved less cannot have done the work in another process. There is no upper bound here:
-what a runtime moves beyond this is what the suite measures.
+A run that moved less cannot have done the work in another process, or kept state where its features
+say that none is kept. There is no upper bound here: what a runtime moves beyond this is what the
+suite measures.
 """
 
 from __future__ import annotations
@@ -24,21 +26,26 @@ from genie.workloads.protocol import Request, Workload
 
 @dataclass(frozen=True)
 class LeastBytes:
-    """Lower bounds for one request; ``exact`` where they are equalities (nothing may cross)."""
+    """Lower bounds for one request; ``exact`` where they are equalities (nothing may cross).
+
+    ``state`` is the part of each that is live state which may not stay on a server.
+    """
 
     out: int
     into: int
     exact: bool = False
+    state: int = 0
 
 
 def least_bytes(
-    workload: Workload, request: Request, output_bytes: int, baseline: str, remote: bool
+    workload: Workload, request: Request, output_bytes: int, *, remote: bool, stateless: bool
 ) -> LeastBytes:
+    """``stateless``: no result may stay on a server (see ``genie.bench.features.is_stateless``)."""
     if not remote:
         return LeastBytes(0, 0, exact=True)
     inputs = sum(tensor.nbytes for tensor in request.inputs.values())
-    state = workload.state_bytes(request) if baseline == "genie_no_semantics" else 0
-    return LeastBytes(out=inputs + state, into=output_bytes + state)
+    state = workload.state_bytes(request) if stateless else 0
+    return LeastBytes(out=inputs + state, into=output_bytes + state, state=state)
 
 
 def check_bytes(wire: Wire, least: LeastBytes, where: str) -> None:
@@ -54,7 +61,8 @@ def check_bytes(wire: Wire, least: LeastBytes, where: str) -> None:
         ("in", wire.bytes_in, least.into),
     ):
         if counted < needed:
+            stays = f"{least.state} bytes of state stayed where none may, " if least.state else ""
             raise WireCountError(
                 f"{where}: {counted} bytes counted {direction}, but the request needs at least {needed}: "
-                "the work was not done on the other side, or the counter misses a socket"
+                f"{stays}the work was not done on the other side, or the counter misses a socket"
             )

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from genie.bench import cells, fixtures
+from genie.bench import cells, fixtures, newhooks
+from genie.bench.comparing import Comparison, pytest_benchmark_compare_machine_info  # noqa: F401  (a hook)
 from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a plugin's names)
     baseline,
     genie_capture_only,
@@ -30,8 +31,13 @@ from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a
     workload,
 )
 from genie.bench.options import add_options, read_options
-from genie.bench.session import OPTIONS, SESSION
+from genie.bench.progress_reports import ProgressReports
+from genie.bench.session import OPTIONS, SESSION, is_parallel
 from genie.bench.summary import Summary
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(newhooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,8 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", cells.MARKER_HELP)
-    config.stash[OPTIONS] = read_options(config)
+    # An xdist controller collects nothing, so it has to judge by the hooks that are known now.
+    own = cells.own_baselines(config, config.hook) if is_parallel(config) else None
+    config.stash[OPTIONS] = read_options(config, own=own)
     config.pluginmanager.register(CellReports(), "genie-cell-reports")
+    config.pluginmanager.register(Comparison(), "genie-comparison")
+    config.pluginmanager.register(ProgressReports(config), "genie-progress")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,6 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cells.require_selected(config)
     items[:] = cells.in_run_order(cells.with_selected_links(config, items))
 
 

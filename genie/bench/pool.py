@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from genie.device_facts import device_facts
 from genie.devices import DeviceSlot
 from genie.errors import ConfigError, ConnectError, ServerLostError
+from genie.wire.messages import DeviceFacts
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -26,6 +28,9 @@ class ServerPool(Protocol):
     @property
     def pids(self) -> frozenset[int]:
         """Processes that a receipt may name; empty where they are not known."""
+
+    def facts(self) -> list[DeviceFacts]:
+        """What each server's device is, in the order of the addresses. Raises ConnectError, AuthError."""
 
     def require(self, count: int) -> tuple[str, ...]:
         """The first ``count`` addresses, all alive. Raises ServerLostError with a log tail, at once."""
@@ -51,6 +56,7 @@ class StartedServers:
         from genie.runtime.server_process import start_servers
 
         self.token = secrets.token_hex(16)
+        self._slots = list(slots)
         self._servers = start_servers(list(slots), token=self.token, log_dir=log_dir)
 
     @property
@@ -60,6 +66,9 @@ class StartedServers:
     @property
     def pids(self) -> frozenset[int]:
         return frozenset(server.pid for server in self._servers)
+
+    def facts(self) -> list[DeviceFacts]:
+        return [device_facts(slot) for slot in self._slots]
 
     def require(self, count: int) -> tuple[str, ...]:
         for server in self._servers[:count]:
@@ -93,6 +102,18 @@ class RunningServers:
         self.token = token
         self.pids = frozenset(pids)
         self._unreachable: dict[str, str] = {}
+        self._facts: list[DeviceFacts] = []
+
+    def facts(self) -> list[DeviceFacts]:
+        if not self._facts:
+            self._facts = [self._asked(address) for address in self.require(len(self.addresses))]
+        return self._facts
+
+    def _asked(self, address: str) -> DeviceFacts:
+        from genie.runtime.connection import Connection
+
+        with Connection.connect(address, self.token) as connection:
+            return connection.welcome.facts
 
     def require(self, count: int) -> tuple[str, ...]:
         if count > len(self.addresses):

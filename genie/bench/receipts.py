@@ -22,6 +22,10 @@ class ReceiptBook:
     def __init__(self) -> None:
         self._nonces: set[str] = set()
 
+    def note(self, reply: Reply) -> None:
+        """Remembers the nonces of an untimed request, so that its answer cannot come back on the clock."""
+        self._nonces |= {receipt.nonce for receipt in reply.receipts}
+
     def check(
         self, reply: Reply, *, remote: bool, counts_ops: bool, server_pids: Collection[int], where: str
     ) -> None:
@@ -62,6 +66,11 @@ class ReceiptBook:
         self._nonces |= nonces
 
 
+def slack_bytes(counted: int, *, exact: bool) -> int:
+    """How far two counts of the same bytes may lie apart."""
+    return 0 if exact else max(PEER_SLACK_BYTES, int(PEER_SLACK_SHARE * counted))
+
+
 def check_both_ends(wire: Wire, *, exact: bool, where: str) -> None:
     """Raises WireCountError where the servers' counters are known and differ from the client's."""
     for direction, client, server in (
@@ -70,8 +79,7 @@ def check_both_ends(wire: Wire, *, exact: bool, where: str) -> None:
     ):
         if server is None:
             continue
-        slack = 0 if exact else max(PEER_SLACK_BYTES, int(PEER_SLACK_SHARE * client))
-        if abs(client - server) > slack:
+        if abs(client - server) > slack_bytes(client, exact=exact):
             raise WireCountError(
                 f"{where}: {direction}, the client counted {client} bytes and the servers {server}"
             )

@@ -5,6 +5,7 @@ The plugin's fixtures live on this module, so torch is imported only when a cell
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from genie.bench.options import Options
+from genie.bench.progress import Progress
 from genie.bench.receipts import ReceiptBook
 from genie.errors import MeasurementError
 
@@ -52,6 +54,7 @@ class BenchSession:
         self.local_times: dict[str, LocalTimes] = {}
         #: the servers, once a cell has needed them
         self.pool: ServerPool | None = None
+        self.progress = Progress()
         #: of any timed cell so far
         self.most_devices = 1
         #: what that many devices reach at best, once it was measured (see genie.bench.ceiling)
@@ -121,9 +124,21 @@ class BenchSession:
             self._references[key] = Reference(workload, self.local_slot)
         return self._references[key]
 
+    def fingerprint(self, baseline: str, remote: bool) -> dict[str, Any]:
+        """Of a cell (see genie.bench.fingerprint). The peers' pools are always on this host."""
+        from genie.bench.fingerprint import fingerprint
+        from genie.device_facts import device_facts
+
+        if not remote:
+            return fingerprint([device_facts(self.local_slot)])
+        if self.pool is not None and baseline.startswith("genie_"):
+            return fingerprint(self.pool.facts())
+        return fingerprint([device_facts(slot) for slot in self.server_slots])
+
     def measure_ceiling(self) -> None:
         """Once, when timed cells used several devices; servers elsewhere say nothing about this machine."""
-        if self.most_devices < 2 or self.ceiling is not None or self.options.addresses:
+        options = self.options
+        if self.most_devices < 2 or self.ceiling is not None or options.addresses or not options.ceiling:
             return
         from genie.bench.ceiling import measure_ceiling
 
@@ -136,6 +151,7 @@ class BenchSession:
     def close(self) -> None:
         self._references.clear()
         self._workloads.clear()
+        gc.unfreeze()  # what genie.bench.heap froze
 
 
 def cell_group(workload: Workload) -> str:

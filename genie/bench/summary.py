@@ -10,6 +10,7 @@ from typing import Any
 
 from genie.bench.ceiling import ceiling_line
 from genie.bench.options import BASELINES
+from genie.config import FEATURES
 
 COLUMNS = (
     "baseline",
@@ -41,11 +42,14 @@ class Summary:
 
     def add(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
         """The first failure or skip of a cell stays; a later phase that passed does not hide it."""
-        _keep_first_failure(self._rows, nodeid, {**row, "outcome": outcome, "reason": reason})
+        from genie.bench.results import cell_label  # brings torch, which a run without cells does not need
+
+        named = {**row, "label": cell_label(row), "outcome": outcome, "reason": reason}
+        _keep_first_failure(self._rows, nodeid, named)
 
     def add_link(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
         """A benchmark of the link, which is no cell; ``add``'s rule holds."""
-        named = {**row, "baseline": row["case"], "outcome": outcome, "reason": reason}
+        named = {**row, "label": row["case"], "outcome": outcome, "reason": reason}
         _keep_first_failure(self._links, nodeid, named)
 
     def lines(self, ceiling: dict[str, Any] | None = None) -> list[str]:
@@ -70,7 +74,7 @@ class Summary:
             )
             groups.setdefault(name, []).append(row)
         for rows in groups.values():
-            rows.sort(key=lambda row: _rank(row["baseline"]))
+            rows.sort(key=_rank)
         return groups
 
     def _totals(self) -> str:
@@ -91,19 +95,22 @@ def _keep_first_failure(rows: dict[str, dict[str, Any]], nodeid: str, row: dict[
         rows[nodeid] = row
 
 
-def _rank(baseline: str) -> int:
-    return BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+def _rank(row: dict[str, Any]) -> tuple[int, list[int]]:
+    """The seven as in the schema, each before its rows without a feature; then those of the user."""
+    baseline = row["baseline"]
+    place = BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+    return place, [FEATURES.index(feature) for feature in row["ablated"]]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row["outcome"] != "passed":
         mark = "FAILED" if row["outcome"] == "failed" else "skipped"
-        return (row["baseline"], *["-"] * (len(COLUMNS) - 2), mark)
+        return (row["label"], *["-"] * (len(COLUMNS) - 2), mark)
     if "wire" not in row:
-        return (row["baseline"], *["-"] * (len(COLUMNS) - 2), "not measured")
+        return (row["label"], *["-"] * (len(COLUMNS) - 2), "not measured")
     wire = row["wire"]
     return (
-        row["baseline"],
+        row["label"],
         _seconds(row["median_s"]),
         _seconds(row["iqr_s"]),
         "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
@@ -135,7 +142,7 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> list[str]:
         if row["outcome"] != "passed":
             reason = row["reason"] or "no reason given"
             cut = reason if len(reason) <= REASON_WIDTH else reason[: REASON_WIDTH - 3] + "..."
-            lines += [f"  {row['baseline']} {row['outcome']}:", f"    {cut}"]
+            lines += [f"  {row['label']} {row['outcome']}:", f"    {cut}"]
     return lines
 
 

@@ -17,7 +17,16 @@ from genie.server.engine import EngineError, OpTable, Template, compile_template
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
 from genie.wire.buffers import new_payload
-from genie.wire.messages import Execute, LiveValue, ProgramReceipt, Relayout, Result, TemplateBody, TensorSpec
+from genie.wire.messages import (
+    DeviceFacts,
+    Execute,
+    LiveValue,
+    ProgramReceipt,
+    Relayout,
+    Result,
+    TemplateBody,
+    TensorSpec,
+)
 from genie.wire.tensors import PINNED_UP_TO, bytes_of_storage, spec_of, to_wire, unpack
 
 MAX_TEMPLATES = 4096
@@ -26,9 +35,10 @@ MAX_TEMPLATES = 4096
 class Device:
     """The one device of this server. ``lock`` serialises execution between sessions."""
 
-    def __init__(self, device: torch.device, name: str) -> None:
+    def __init__(self, device: torch.device, name: str, facts: DeviceFacts) -> None:
         self.torch_device = device
         self.name = name
+        self.facts = facts
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.is_cuda = device.type == "cuda"

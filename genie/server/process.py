@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from genie.device_facts import cpu_model, device_facts
 from genie.devices import DeviceSlot, pin, resolve_device_type
 from genie.errors import ConfigError, ConnectError
 from genie.server.execute import Device
@@ -58,7 +59,7 @@ class Server:
     def __init__(self, options: ServeOptions, slot: DeviceSlot, token: str, tail: TailHandler) -> None:
         tls = options.tls_cert is not None and options.tls_key is not None
         self._tls = auth.server_tls(options.tls_cert or "", options.tls_key or "") if tls else None
-        self._device = Device(slot.torch_device, device_name(slot))
+        self._device = Device(slot.torch_device, device_name(slot), device_facts(slot))
         self._state = ServerState(
             self._device, token, options.memory_limit, WeightStore(options.keep_weights), tail.tail
         )
@@ -150,13 +151,7 @@ def device_name(slot: DeviceSlot) -> str:
     """Type, index and model: "cuda:0 NVIDIA H200", "cpu:1 AMD EPYC 9654"."""
     if slot.type == "cuda":
         return f"cuda:{slot.index} {torch.cuda.get_device_name(slot.index)}"
-    model = ""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
-        for line in info:
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"cpu:{slot.index} {model}".strip()
+    return f"cpu:{slot.index} {cpu_model()}"
 
 
 def parse_device(text: str, cores: tuple[int, ...]) -> DeviceSlot:

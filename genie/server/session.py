@@ -132,6 +132,7 @@ class Session:
                 torch_version=str(torch.__version__),
                 session=self.number,
                 memory_limit=state.memory_limit,
+                facts=device.facts,
             )
         )
         channel.settimeout(None)

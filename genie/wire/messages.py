@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -45,6 +45,18 @@ class Auth(Message):
     nonce: bytes  # the server must prove the token too
 
 
+class DeviceFacts(msgspec.Struct, array_like=True, frozen=True):
+    """What a device is, for judging whether two results may be compared; None where it is not known."""
+
+    type: str  # "cpu" | "cuda"
+    model: str  # of the CPU or the GPU
+    cores: int  # CPU cores that the process which drives it may use
+    torch: str
+    host_cpu: str | None = None  # of a GPU's host
+    driver: str | None = None
+    max_sm_mhz: int | None = None
+
+
 class Welcome(Message):
     mac: bytes  # HMAC-SHA256(token, b"server" + client nonce)
     pid: int
@@ -53,6 +65,7 @@ class Welcome(Message):
     torch_version: str
     session: int
     memory_limit: int  # bytes this session may hold; 0 = no limit
+    facts: DeviceFacts
 
 
 class Ping(Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_connection_closed_in_between_is_an_error(far_end):
     sock.close()
     with pytest.raises(WireCountError, match="1 of 1 connections"):
         moved(before, snapshot([os.getpid()], [pid]))
+
+
+def test_a_half_closed_connection_of_anyone_does_not_disturb_the_reading():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        with server.accept()[0] as far:
+            near.close()
+            assert far.recv(1) == b""
+            # What is left of `near` waits for our end to close; the kernel drops its counters a delayed
+            # acknowledgement (40 ms) after the close.
+            for _ in range(20):
+                open_ends = [one.local for one in tcp_counters.tcp_sockets()]
+                assert far.getsockname() in open_ends
+                assert far.getpeername() not in open_ends
+                time.sleep(0.005)
 
 
 def test_a_kernel_without_counters_is_named_and_never_reported_as_zero(monkeypatch):

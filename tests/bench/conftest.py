@@ -58,7 +58,7 @@ import pytest
 for environ, arguments in json.loads(sys.argv[1]):
     os.environ.update(environ)
     print("RUN", flush=True)
-    pytest.main(arguments)
+    print("EXIT", int(pytest.main(arguments)), flush=True)
 """
 FAULTY_CELLS = """
 import pytest

@@ -40,3 +40,13 @@ def test_a_run_measures_it_when_a_timed_cell_used_several_devices(pytester, cell
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["2 devices reach at most *x of one here*"])
     assert json.loads((pytester.path / "out.json").read_text())["genie"]["ceiling"]["devices"] == 2
+
+
+def test_a_run_can_leave_it_out(pytester, cells):
+    arguments = cells(genie_full="OnTwoDevices")
+    result = pytester.runpytest_inprocess(
+        *arguments, "-k", "not batch4", "--benchmark-json", "out.json", "--genie-servers", "2",
+        "--genie-baselines", "genie_full", "--genie-no-ceiling",
+    )  # fmt: skip
+    result.assert_outcomes(passed=1, deselected=1)
+    assert "genie" not in json.loads((pytester.path / "out.json").read_text())

@@ -11,6 +11,7 @@ import pytest
 KEYS = {
     "schema_version", "baseline", "workload", "profile", "features", "model", "setup_ms", "verified", "wire",
     "receipt", "phases_ms", "llm", "weights", "devices", "cpu_s", "rounds", "warmup", "cases", "client_cores",
+    "fingerprint", "ablated",
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from genie.bench.sweep import pytest_configure_node, pytest_xdist_make_scheduler
 from tests.bench import tiny
 
 @pytest.fixture
-def genie_local_remote(genie_servers):
+def genie_local_remote(genie_session, genie_servers):
     with open("pools", "a") as pools:
         print(*genie_servers.require(1), *genie_servers.pids, file=pools)
-    genie_servers.pids = frozenset()  # the stand-in's receipts are of another process
+    genie_session.pool = None  # the stand-in's receipts and bytes are of another process
     return tiny.Remote("genie_local_remote")
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from genie.wire.messages import (
     Challenge,
     ClientMessage,
     Counters,
+    DeviceFacts,
     Error,
     Execute,
     Ping,
@@ -45,12 +46,18 @@ from genie.wire.messages import (
 )
 from tests.server.programs import DEVICE, TOKEN, connect, dense, fetch, floats
 
+FACTS = DeviceFacts("cpu", "a CPU", 1, "2")
+
 
 def test_welcome_names_the_server(server, connection):
     welcome = connection.welcome
     assert welcome.pid == server.pid
     assert welcome.device.startswith(f"{DEVICE}:0")
     assert welcome.torch_version == torch.__version__
+    facts = welcome.facts
+    assert (facts.type, facts.torch) == (DEVICE, torch.__version__)
+    assert facts.cores >= 1
+    assert facts.model in welcome.device
 
 
 def test_both_ends_count_the_same_bytes(connection):
@@ -133,7 +140,7 @@ def fake_server(answer) -> str:
 
 
 def test_a_server_that_does_not_know_the_token_is_not_trusted():
-    address = fake_server(lambda ch, _: ch.send(Welcome(b"?" * 32, 1, "cpu:0", "cpu", "2", 1, 0)))
+    address = fake_server(lambda ch, _: ch.send(Welcome(b"?" * 32, 1, "cpu:0", "cpu", "2", 1, 0, FACTS)))
     with pytest.raises(AuthError, match="does not know the token"):
         Connection.connect(address, TOKEN)
 
@@ -141,7 +148,7 @@ def test_a_server_that_does_not_know_the_token_is_not_trusted():
 def test_unasked_messages_and_garbage_break_the_connection_for_good():
     def answer(channel, message):
         mac = auth.server_mac(TOKEN, message.nonce)
-        channel.send(Welcome(mac, 1, "cpu:0", "cpu", "2", 1, 0))
+        channel.send(Welcome(mac, 1, "cpu:0", "cpu", "2", 1, 0, FACTS))
         channel.receive()
         channel._sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 

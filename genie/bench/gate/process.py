@@ -2,7 +2,7 @@
 
 The tree comes first on PYTHONPATH, before an editable install, for the client and (who inherit it) for
 its servers. That this worked is checked after each run: every process of it that imported ``genie``
-wrote down from where.
+wrote down from where, and none could take a part of it from elsewhere (see witness/sitecustomize.py).
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ HARNESS = (
 #: that it does not have.
 WIRING = "genie/baselines/genie_*.py"
 
+_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 #: of a list of changed files, this many are named
 _NAMED = 8
 
@@ -210,9 +211,16 @@ def _delete(path: Path) -> None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    # Set inside a git hook, and then meant for another folder than this one.
+    environ = {name: value for name, value in os.environ.items() if name not in _HOOK_VARIABLES}
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            ["git", *arguments],
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
     except FileNotFoundError:
         raise CannotCompareError(

@@ -14,7 +14,7 @@ from genie.bench.gate.pairs import CACHE, Suite, against, open_state, order, wri
 from genie.bench.gate.process import WITNESS_VARIABLE, Side, measure
 from genie.bench.gate.slowdown import KEY, Slowdown
 from genie.errors import CannotCompareError
-from tests.bench.gate.repositories import clone, commit, git
+from tests.bench.gate.repositories import REPOSITORY, clone, commit, git
 
 #: the quickest cell that needs a server
 SUITE = Suite(baselines=("genie_local_remote",), rounds=1, select="test_microbenchmark")
@@ -204,6 +204,18 @@ def test_a_run_of_the_installed_package_instead_of_the_tree_is_refused(project, 
     suite = Suite(baselines=("local_pytorch",), rounds=1, select="test_microbenchmark")
     with pytest.raises(CannotCompareError, match="nothing tells which code"):
         measure(Side("old", "old", tmp_path), suite.arguments(), tmp_path / "out.json")
+
+
+def test_a_module_that_the_tree_lacks_does_not_come_from_the_installed_package(tmp_path):
+    (tmp_path / "genie").mkdir()
+    (tmp_path / "genie" / "__init__.py").touch()
+    witness = REPOSITORY / "genie" / "bench" / "gate" / "witness"
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{witness}", WITNESS_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-c", "import genie.config"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert "ModuleNotFoundError: no module 'genie.config'" in done.stderr
+    (record,) = (path for path in tmp_path.iterdir() if path.name.isdigit())
+    assert record.read_text() == str(tmp_path / "genie" / "__init__.py")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")

@@ -1,7 +1,10 @@
 """Python runs this at the start of every process that has this folder on its path.
 
-It writes down which ``genie`` the process imports, when it imports it: one file per process, named by
-its pid, in the folder that GENIE_GATE_WITNESS names (see genie.bench.gate.process).
+It sees to it that all of ``genie`` comes from one place, and writes down from where: one file per
+process, named by its pid, in the folder that GENIE_GATE_WITNESS names (see genie.bench.gate.process).
+
+An editable install has a finder of its own, behind the ordinary one: a module that an older tree does
+not have would come from the installed checkout, in the middle of the old package. Here it is an error.
 """
 
 from __future__ import annotations
@@ -9,18 +12,29 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 
 class _Witness:
-    """Finds nothing. Asked for the first submodule of ``genie``, it notes where the package came from."""
+    """The only finder of submodules of ``genie``."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if name.startswith("genie.") and "genie" in sys.modules:
-            sys.meta_path.remove(self)
-            folder = os.environ["GENIE_GATE_WITNESS"]
-            with open(os.path.join(folder, str(os.getpid())), "w", encoding="utf-8") as record:
-                record.write(sys.modules["genie"].__file__ or "")
+    recorded = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith("genie."):
+            return None
+        if not self.recorded:
+            self.recorded = True
+            record = os.path.join(os.environ["GENIE_GATE_WITNESS"], str(os.getpid()))
+            with open(record, "w", encoding="utf-8") as file:
+                file.write(sys.modules["genie"].__file__ or "")
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None:
+            raise ModuleNotFoundError(f"no module {name!r} in {path}", name=name)
+        return spec
 
 
 if os.environ.get("GENIE_GATE_WITNESS"):

@@ -1,0 +1,168 @@
+"""A cell's stored figures with their types checked, so that no section has to doubt them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from genie.bench.results import CellResult
+from genie.errors import ResultError
+
+#: workload of the link benchmarks, which are no cells of the matrix
+LINK = "link"
+#: in the order in which a request meets them
+PHASES = ("capture", "plan", "send", "remote", "fetch")
+#: of a link benchmark, beside a raw socket
+LINK_FIGURES = ("raw_median_s", "time_ratio", "bytes_per_s", "raw_bytes_per_s")
+SETUP = ("load", "upload", "capture", "warm")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Latencies of a generation in milliseconds; ``tpot_ms`` is None where one token was made."""
+
+    ttft_ms: float
+    tpot_ms: float | None
+    tokens: int
+    observed_at: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the report reads of a `CellResult`. Times per request; None where a figure does not apply.
+
+    ``cases`` are medians in seconds by case, one case ``""`` for all but the microbenchmark.
+    """
+
+    cell: CellResult
+    ratio: float | None
+    q1_s: float
+    q3_s: float
+    min_s: float
+    max_s: float
+    verified: bool
+    verified_by: str
+    max_abs_err: float | None
+    bytes_out: int | None
+    bytes_in: int | None
+    round_trips: int | None
+    peer_bytes: int | None
+    phases_ms: Mapping[str, float]
+    setup_ms: Mapping[str, float]
+    tokens: Tokens | None
+    client_cpu_s: float | None
+    server_cpu_s: float | None
+    devices: int | None
+    features: tuple[str, ...]
+    ablated: tuple[str, ...]
+    model: str
+    weights: str
+    weights_sha256: str
+    device_name: str
+    ops: int | None
+    link: Mapping[str, float | None] | None
+    link_case: str
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def is_link(self) -> bool:
+        return self.cell.workload == LINK
+
+    @property
+    def bytes(self) -> int | None:
+        """Both directions of the client's sockets."""
+        return None if self.bytes_out is None or self.bytes_in is None else self.bytes_out + self.bytes_in
+
+
+def read_facts(cell: CellResult, path: Path) -> Facts:
+    """Raises ResultError for figures that are missing, of another type, or no numbers."""
+    info = cell.info
+    try:
+        verified, wire, weights = info["verified"], info["wire"], info["weights"]
+        cpu, receipt, llm = info.get("cpu_s") or {}, info.get("receipt") or {}, info.get("llm")
+        for value in (cell.median_s, *cell.samples_s, *cell.cases.values()):
+            _positive(value)
+        fingerprint, link = info["fingerprint"], info.get("link")
+        if not isinstance(fingerprint["client"], Mapping) or not isinstance(fingerprint["devices"], list):
+            raise TypeError("a fingerprint without a client and a list of devices")
+        return Facts(
+            cell=cell,
+            ratio=None if info.get("ratio_to_local") is None else _positive(info["ratio_to_local"]),
+            q1_s=_positive(cell.stats["q1"]),
+            q3_s=_positive(cell.stats["q3"]),
+            min_s=_positive(cell.stats["min"]),
+            max_s=_positive(cell.stats["max"]),
+            verified=verified["ok"] is True,
+            verified_by=str(verified.get("kind") or "nothing"),
+            max_abs_err=_number(verified.get("max_abs_err")),
+            bytes_out=_whole(wire.get("bytes_out")),
+            bytes_in=_whole(wire.get("bytes_in")),
+            round_trips=_whole(wire.get("round_trips")),
+            peer_bytes=_whole(wire.get("peer_bytes")),
+            phases_ms=_numbers(info.get("phases_ms")),
+            setup_ms=_numbers(info.get("setup_ms")),
+            tokens=None
+            if llm is None
+            else Tokens(
+                float(llm["ttft_ms"]),
+                _number(llm.get("tpot_ms")),
+                int(llm["tokens"]),
+                str(llm.get("observed_at") or "client"),
+            ),
+            client_cpu_s=_number(cpu.get("client")),
+            server_cpu_s=_number(cpu.get("server")),
+            devices=_whole(info.get("devices")),
+            features=tuple(map(str, info.get("features") or ())),
+            ablated=tuple(map(str, info.get("ablated") or ())),
+            model=str((info.get("model") or {}).get("name") or ""),
+            weights=str(weights.get("source") or "none"),
+            weights_sha256=str(weights.get("sha256") or ""),
+            device_name=str(receipt.get("device") or ""),
+            ops=_whole(receipt.get("ops")),
+            link=None if link is None else {name: _number(link.get(name)) for name in LINK_FIGURES},
+            link_case="" if link is None else str(link.get("case") or ""),
+            fingerprint=fingerprint,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultError(
+            f"{path}: {cell.name} cannot be read ({type(error).__name__}: {error}): the file is damaged; "
+            "run the suite again"
+        ) from None
+
+
+def case_ratio(one: Facts, other: Facts) -> float | None:
+    """Time of ``one`` over that of ``other``: the median over common cases, as the suite's own ratio is."""
+    ratios = [
+        seconds / other.cell.cases[case]
+        for case, seconds in one.cell.cases.items()
+        if case in other.cell.cases
+    ]
+    return median(ratios) if ratios else None
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} where a number belongs")
+    return number
+
+
+def _positive(value: Any) -> float:
+    number = _number(value)
+    if number is None or number <= 0:
+        raise ValueError(f"{value} where a time or a ratio belongs")
+    return number
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {str(name): _number(number) or 0.0 for name, number in (value or {}).items()}
