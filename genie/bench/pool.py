@@ -29,8 +29,8 @@ class ServerPool(Protocol):
     def pids(self) -> frozenset[int]:
         """Processes that a receipt may name; empty where they are not known."""
 
-    def facts(self) -> list[DeviceFacts]:
-        """What each server's device is, in the order of the addresses. Raises ConnectError, AuthError."""
+    def facts(self, count: int) -> list[DeviceFacts]:
+        """What the devices of the first ``count`` servers are. Raises ConnectError, AuthError."""
 
     def require(self, count: int) -> tuple[str, ...]:
         """The first ``count`` addresses, all alive. Raises ServerLostError with a log tail, at once."""
@@ -67,8 +67,8 @@ class StartedServers:
     def pids(self) -> frozenset[int]:
         return frozenset(server.pid for server in self._servers)
 
-    def facts(self) -> list[DeviceFacts]:
-        return [device_facts(slot) for slot in self._slots]
+    def facts(self, count: int) -> list[DeviceFacts]:
+        return [device_facts(slot) for slot in self._slots[:count]]
 
     def require(self, count: int) -> tuple[str, ...]:
         for server in self._servers[:count]:
@@ -102,12 +102,13 @@ class RunningServers:
         self.token = token
         self.pids = frozenset(pids)
         self._unreachable: dict[str, str] = {}
-        self._facts: list[DeviceFacts] = []
+        self._facts: dict[str, DeviceFacts] = {}
 
-    def facts(self) -> list[DeviceFacts]:
-        if not self._facts:
-            self._facts = [self._asked(address) for address in self.require(len(self.addresses))]
-        return self._facts
+    def facts(self, count: int) -> list[DeviceFacts]:
+        for address in self.require(count):
+            if address not in self._facts:
+                self._facts[address] = self._asked(address)
+        return [self._facts[address] for address in self.addresses[:count]]
 
     def _asked(self, address: str) -> DeviceFacts:
         from genie.runtime.connection import Connection

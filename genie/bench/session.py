@@ -131,9 +131,10 @@ class BenchSession:
 
         if not remote:
             return fingerprint([device_facts(self.local_slot)])
+        uses = 1 if baseline == ONE_SERVER else None
         if self.pool is not None and baseline.startswith("genie_"):
-            return fingerprint(self.pool.facts())
-        return fingerprint([device_facts(slot) for slot in self.server_slots])
+            return fingerprint(self.pool.facts(uses or len(self.pool.addresses)))
+        return fingerprint([device_facts(slot) for slot in self.server_slots[:uses]])
 
     def measure_ceiling(self) -> None:
         """Once, when timed cells used several devices; servers elsewhere say nothing about this machine."""
@@ -159,6 +160,8 @@ def cell_group(workload: Workload) -> str:
     return workload.name + "".join(f" {name}={value}" for name, value in sorted(workload.params.items()))
 
 
+#: the one remote baseline that never uses more than the first server, whatever the pool
+ONE_SERVER = "genie_local_remote"
 OPTIONS = pytest.StashKey[Options]()
 SESSION = pytest.StashKey[BenchSession]()
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -168,7 +169,7 @@ class Microbenchmark:
     def params(self) -> dict[str, object]:
         return {}
 
-    @property
+    @cached_property
     def op_cases(self) -> tuple[OpCase, ...]:
         """All cases, op by op, each from small to large."""
         itemsize = self.dtype.itemsize
@@ -183,7 +184,7 @@ class Microbenchmark:
                 found.append(OpCase(f"{name}/{n}", name, (n,), op.flops(n), moved, held_out))
         return tuple(found)
 
-    @property
+    @cached_property
     def cases(self) -> tuple[str, ...]:
         return tuple(case.name for case in self.op_cases)
 

@@ -44,12 +44,12 @@ def test_a_local_cell_has_one_device_and_a_remote_one_the_whole_pool(pytester):
 
 def test_servers_at_addresses_tell_what_they_are(servers):
     pool = RunningServers([server.address for server in servers], "right")
-    assert pool.facts() == [device_facts(device_slot("cpu", index)) for index in range(2)]
+    assert pool.facts(2) == [device_facts(device_slot("cpu", index)) for index in range(2)]
 
 
 def test_servers_that_refuse_the_token_are_an_error(servers):
     with pytest.raises(AuthError):
-        RunningServers([servers[0].address], "wrong").facts()
+        RunningServers([servers[0].address], "wrong").facts(1)
 
 
 def test_equal_fingerprints_have_no_differences():
@@ -91,6 +91,7 @@ def cell(**more):
         ({"params": {"batch": 4}}, "params.batch: nothing, not 4"),
         ({"model": {"name": "smaller"}}, "model.name: tiny, not smaller"),
         ({"fingerprint": fingerprint([GPU])}, "fingerprint.devices[0].type: cpu, not cuda"),
+        ({"ablated": ["residency"]}, "ablated: nothing, not ['residency']"),
     ],
 )
 def test_cells_of_other_work_or_devices_differ(changed, told):
@@ -99,4 +100,4 @@ def test_cells_of_other_work_or_devices_differ(changed, told):
 
 
 def test_figures_do_not_make_cells_differ():
-    assert cell_differences(cell(), cell(wire={"bytes_out": 1}, ablated=["residency"])) == []
+    assert cell_differences(cell(), cell(wire={"bytes_out": 1})) == []

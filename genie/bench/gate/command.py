@@ -109,7 +109,7 @@ def _add_against(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pairs", type=int, metavar="N", help=f"pairs of processes a stage (default: {DEFAULT_PAIRS})"
     )
-    group.add_argument("--rounds", type=int, metavar="N", help="timed rounds per cell (default: 7)")
+    group.add_argument("--rounds", type=int, metavar="N", help="timed rounds per cell (default: 5)")
     group.add_argument(
         "--baselines", metavar="A,B,...", help="default: local_pytorch and the rows of genie_*"
     )

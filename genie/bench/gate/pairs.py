@@ -46,7 +46,7 @@ class Suite:
         "genie_no_semantics",
         "genie_full",
     )
-    rounds: int = 7
+    rounds: int = 5
     select: str = ""
 
     def arguments(self, cells: Collection[str] | None = None) -> list[str]:
