@@ -43,8 +43,11 @@ class Dependencies:
 def dependencies_of(tree: Path) -> Dependencies:
     """Of the project in ``tree``; pins of what only its tests need are left out, for they run nothing here.
 
-    Raises CannotCompareError where pyproject.toml is missing or damaged.
+    None where there is no pyproject.toml, as in another project that only uses the suite.
+    Raises CannotCompareError where it is damaged.
     """
+    if not (tree / "pyproject.toml").exists():
+        return Dependencies((), ())
     try:
         project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         requires = tuple(sorted(project.get("dependencies", ())))

@@ -121,7 +121,7 @@ def _run(command: list[str], side: Side, witness: Path, output: int) -> int:
     environ = {
         name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
     }
-    paths = [str(side.tree), str(side.tree / "genie" / "bench" / "gate" / "witness")]
+    paths = [str(side.tree), str(_witness_folder(side.tree))]
     inherited = environ.get("PYTHONPATH")
     environ |= {
         "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])]),
@@ -166,10 +166,24 @@ def _witnesses(witness: Path) -> dict[int, str]:
     return {int(record.name): record.read_text(encoding="utf-8") for record in witness.iterdir()}
 
 
+def has_runtime(tree: Path) -> bool:
+    """Whether the tree is of Genie itself; another project's tree only uses the suite that is installed."""
+    return (tree / "genie" / "__init__.py").exists()
+
+
+def _witness_folder(tree: Path) -> Path:
+    own = Path(__file__).parent / "witness"
+    return tree / "genie" / "bench" / "gate" / "witness" if has_runtime(tree) else own
+
+
 def _check_imports(side: Side, witness: Path, measured: Result) -> None:
-    """Raises CannotCompareError unless the client and every server with a receipt ran this tree's code."""
+    """Raises CannotCompareError unless the client and every server with a receipt ran this tree's code.
+
+    In another project's tree: unless they all ran one and the same installed suite.
+    """
     imported = _witnesses(witness)
-    expected = str(side.tree / "genie" / "__init__.py")
+    installed = min(imported.values(), default="")
+    expected = str(side.tree / "genie" / "__init__.py") if has_runtime(side.tree) else installed
     for pid, file in imported.items():
         if Path(file).resolve() != Path(expected).resolve():
             raise CannotCompareError(
