@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             "kind": "genie gate-power",
             "measured": _read(folder / "settings.json"),
             "settings": {**asdict(settings), "pairs": args.pairs, "runs": args.runs, "seed": args.seed},
-            "process_s": median(seconds) if seconds else None,
+            "process_s": _process_seconds(seconds),
             **asdict(found),
         }
         try:
@@ -113,27 +113,27 @@ def _measure_missing(sides: dict[str, Side], suite: Suite, folder: Path, steps: 
     from genie.bench.gate.process import measure
 
     times = _read(folder / _TIMES) if (folder / _TIMES).exists() else {}
-    missing = [(step, label) for step, label in order(steps) if not (folder / _name(step, label)).exists()]
+    missing = [
+        step for step in range(steps) if not all((folder / _name(step, label)).exists() for label in LABELS)
+    ]
+    for side in sides.values():
+        _tell(f"{side.label}: {side.name}")
     try:
-        for number, (step, label) in enumerate(missing):
+        for number, step in enumerate(missing):
             left = (
                 f", about {median(times.values()) * (len(missing) - number) / 60:.0f} min left"
                 if times
                 else ""
             )
-            _tell(f"step {step + 1} of {steps}: {sides[label].name}{left}")
+            _tell(f"step {step + 1} of {steps}{left}")
             start = time.monotonic()
-            measure(sides[label], suite.arguments(), folder / _name(step, label))
-            times[_name(step, label)] = round(time.monotonic() - start, 2)
+            runs = [(sides[label], folder / _name(step, label)) for label in LABELS]
+            measure(runs, suite.arguments(), mirrored=bool(step % 2))
+            times[str(step)] = round(time.monotonic() - start, 2)
             write_json(folder / _TIMES, times)
     except KeyboardInterrupt:
-        _tell(f"stopped: finished processes are kept in {folder}; go on with --resume")
+        _tell(f"stopped: finished steps are kept in {folder}; go on with --resume")
         raise
-
-
-def order(steps: int) -> list[tuple[int, str]]:
-    """(step, label) of each process; every second step is mirrored, so that drift cancels."""
-    return [(step, label) for step in range(steps) for label in (LABELS[::-1] if step % 2 else LABELS)]
 
 
 def load_steps(folder: Path) -> list[Step]:
@@ -175,13 +175,18 @@ def lines(found: Power, floor: float, seconds: Sequence[float]) -> list[str]:
         for cell in found.slow_cells:
             told.append(f"{cell.id:{width}}  {cell.added:7.1%}  {cell.ratio:7.3f}  {cell.detected.rate:8.1%}")
     if seconds:
-        one = median(seconds)
+        one = _process_seconds(seconds) or 0.0
         told += [
             "",
             f"{one:.1f} s a process: {2 * found.pairs * one / 60:.1f} min for {found.pairs} pairs",
         ]
     told.append("bounds: Clopper-Pearson, one-sided, 95 %, as if decisions were independent")
     return told
+
+
+def _process_seconds(seconds: Sequence[float]) -> float | None:
+    """Wall time of a step, shared out over its processes, which take turns."""
+    return median(seconds) / len(LABELS) if seconds else None
 
 
 def _told(one: Rate) -> str:

@@ -1,8 +1,8 @@
-"""Old and new measured in alternating order, each in a fresh process with fresh servers.
+"""Old and new measured side by side, in turns, each pair in fresh processes with fresh servers.
 
-Pairs run in the order ABBA BAAB ..., so that neither side is first more often and a steady drift of
-the machine cancels. Each finished process is kept in the state folder at once: after an interruption
-only what is missing runs.
+Within a pair the rounds run in the order ABBA ABBA ..., every second pair is mirrored, so neither side is
+first more often and a drift of the machine cancels. Each finished pair is kept in the state folder at
+once: after an interruption only what is missing runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from genie.errors import CannotCompareError, ResultError
 #: where trees, environments and unfinished runs lie in a repository
 CACHE = Path(".genie") / "gate"
 _SETTINGS = "settings.json"
-#: of every four pairs, in which the new side is first
-_NEW_FIRST = (False, True, True, False)
 #: the marker of cells: the benchmarks of the link are none
 _CELLS = "genie_workload"
 
@@ -63,7 +61,7 @@ class PairRunner:
     """Measures pairs in ``state``, where finished processes of the same comparison may lie already."""
 
     def __init__(self, old: Side, new: Side, suite: Suite, state: Path, tell: Callable[[str], None]) -> None:
-        self._sides = {"old": old, "new": new}
+        self._sides = (old, new)
         self._suite = suite
         self._state = state
         self._tell = tell
@@ -77,39 +75,33 @@ class PairRunner:
         go on.
         """
         self._forget_others(stage, cells)
-        planned = list(order(count))
-        missing = [one for one in planned if not self._file(stage, *one).exists()]
-        if len(missing) < len(planned):
-            self._tell(f"{len(planned) - len(missing)} of {len(planned)} processes were measured before")
-        results: dict[tuple[int, str], Result] = {}
+        missing = [pair for pair in range(count) if not all(map(Path.exists, self._files(stage, pair)))]
+        if len(missing) < count:
+            self._tell(f"{count - len(missing)} of {count} pairs were measured before")
+        found = []
         try:
-            for number, (pair, label) in enumerate(planned, 1):
-                if (pair, label) not in missing:
-                    results[pair, label] = self._load(self._file(stage, pair, label))
+            for pair in range(count):
+                if pair not in missing:
+                    found.append(Pair(*map(self._load, self._files(stage, pair))))
                     continue
-                left = len(missing) - missing.index((pair, label))
-                results[pair, label] = self._measure(
-                    stage, pair, label, cells, f"{number} of {len(planned)}", left
-                )
+                left = len(missing) - missing.index(pair)
+                rest = f", about {_told(median(self._seconds) * left)} left" if self._seconds else ""
+                self._tell(f"pair {pair + 1} of {count} ({stage}){rest}")
+                start = time.monotonic()
+                found.append(self._measure(stage, pair, cells))
+                self._seconds.append(time.monotonic() - start)
         except KeyboardInterrupt:
-            kept = len(list(self._state.glob("*-*-*.json")))
-            self._tell(f"stopped: {kept} finished processes are kept in {self._state}; go on with --resume")
+            kept = len(list(self._state.glob("*-*-new.json")))
+            self._tell(f"stopped: {kept} finished pairs are kept in {self._state}; go on with --resume")
             raise
-        return [Pair(results[pair, "old"], results[pair, "new"]) for pair in range(count)]
+        return found
 
-    def _measure(
-        self, stage: str, pair: int, label: str, cells: Collection[str] | None, place: str, left: int
-    ) -> Result:
-        side = self._sides[label]
-        rest = f", about {_told(median(self._seconds) * left)} left" if self._seconds else ""
-        self._tell(f"process {place} ({stage}): {label} side, {side.name}{rest}")
-        start = time.monotonic()
-        result = measure(side, self._suite.arguments(cells), self._file(stage, pair, label))
-        self._seconds.append(time.monotonic() - start)
-        return result
+    def _measure(self, stage: str, pair: int, cells: Collection[str] | None) -> Pair:
+        runs = list(zip(self._sides, self._files(stage, pair), strict=True))
+        return Pair(*measure(runs, self._suite.arguments(cells), mirrored=bool(pair % 2)))
 
-    def _file(self, stage: str, pair: int, label: str) -> Path:
-        return self._state / f"{stage}-{pair:03}-{label}.json"
+    def _files(self, stage: str, pair: int) -> list[Path]:
+        return [self._state / f"{stage}-{pair:03}-{side.label}.json" for side in self._sides]
 
     def _load(self, file: Path) -> Result:
         try:
@@ -126,14 +118,6 @@ class PairRunner:
             file.unlink()
         write_json(record, wanted)
         self._seconds.clear()
-
-
-def order(count: int) -> Iterator[tuple[int, str]]:
-    """(pair, "old" or "new") of each process, in the order ABBA BAAB ..."""
-    for pair in range(count):
-        labels = ("new", "old") if _NEW_FIRST[pair % len(_NEW_FIRST)] else ("old", "new")
-        for label in labels:
-            yield pair, label
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One measuring process: pytest on a tree, with servers of its own, and the proof of what it imported.
+"""Measuring processes: pytest on a tree, with servers of its own, and the proof of what it imported.
 
 The tree comes first on PYTHONPATH, before an editable install, for the client and (who inherit it) for
 its servers. That this worked is checked after each run: every process of it that imported ``genie``
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,15 @@ from types import FrameType
 import psutil
 
 from genie.baselines.peer_process import die_with_parent
+from genie.bench.gate.turns import VARIABLE as TURNS_VARIABLE
+from genie.bench.gate.turns import Turns
 from genie.bench.results import Result, load_result
 from genie.errors import CannotCompareError, ResultError
 
 WITNESS_VARIABLE = "GENIE_GATE_WITNESS"
+_RESULT = "result.json"
 #: plugins of pytest that a run needs; others in the environment stay out, on both sides alike
-PLUGINS = ("pytest_benchmark.plugin", "xdist.plugin", "genie.bench.plugin")
+PLUGINS = ("pytest_benchmark.plugin", "xdist.plugin", "genie.bench.plugin", "genie.bench.gate.turns")
 #: pytest's exit status when all cells passed, and when some failed: what was measured is saved
 _MEASURED = (0, 1)
 #: lines of output that an error shows
@@ -54,42 +57,58 @@ class Side:
     arguments: tuple[str, ...] = ()
 
 
-def measure(side: Side, arguments: Sequence[str], out: Path) -> Result:
-    """Runs pytest with ``arguments`` in the side's tree; its result lies at ``out`` afterwards, whole.
+def measure(runs: Sequence[tuple[Side, Path]], arguments: Sequence[str], mirrored: bool) -> list[Result]:
+    """Runs pytest with ``arguments`` on every side at once, taking turns (see genie.bench.gate.turns).
 
-    Its output lies beside it, with the suffix .log. Ends all processes of the run, whatever ends it.
-    Raises CannotCompareError, with the end of the output, when it yields no result.
+    Each result lies at its path afterwards, whole, once all sides have one; the output lies beside it, with
+    the suffix .log. With ``mirrored`` the last side is the first to have a turn. Ends all processes of the
+    runs, whatever ends it. Raises CannotCompareError for a side without a result, with the end of its output.
     """
-    scratch = out.parent / "running"
-    log = out.with_suffix(".log")
-    shutil.rmtree(scratch, ignore_errors=True)
+    folder = runs[0][1].parent
+    scratches = [out.parent / f"running-{side.label}" for side, out in runs]
     try:
-        (scratch / "witness").mkdir(parents=True)
-        result = scratch / "result.json"
-        command = _command(side, arguments, result, scratch)
-        with log.open("wb") as output:
-            status = _run(command, side, scratch / "witness", output.fileno())
-        if status not in _MEASURED or not result.exists() or not result.stat().st_size:
-            raise _no_result(side, status, log, out)
-        try:
-            measured = load_result(result)
-        except ResultError as error:
-            if _is_full(out.parent):
-                raise _full(out.parent) from None
-            raise CannotCompareError(
-                f"{side.name}: its result cannot be read: {error}\n{_tail(log)}"
-            ) from None
-        _check_imports(side, scratch / "witness", measured)
-        os.replace(result, out)
-        return replace(measured, path=out)
+        with Turns(len(runs), mirrored) as turns, ExitStack() as stack:
+            started = []
+            for rank, ((side, out), scratch) in enumerate(zip(runs, scratches, strict=True)):
+                shutil.rmtree(scratch, ignore_errors=True)
+                (scratch / "witness").mkdir(parents=True)
+                output = stack.enter_context(out.with_suffix(".log").open("wb")).fileno()
+                process = _start(side, arguments, scratch, output, turns.address(rank))
+                stack.callback(_end, process, scratch / "witness")
+                started.append(process)
+            turns.serve(lambda: sum(process.poll() is None for process in started))
+        statuses = [process.returncode for process in started]
+        measured = [
+            _result(side, status, scratch, out)
+            for (side, out), status, scratch in zip(runs, statuses, scratches, strict=True)
+        ]
+        for (_, out), scratch in zip(runs, scratches, strict=True):
+            os.replace(scratch / _RESULT, out)
+        return measured
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(out.parent) from error
+            raise _full(folder) from error
         raise CannotCompareError(
-            f"cannot write to {out.parent}: {error}: mend it and go on with --resume"
+            f"cannot write to {folder}: {error}: mend it and go on with --resume"
         ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for scratch in scratches:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _result(side: Side, status: int, scratch: Path, out: Path) -> Result:
+    """What one side measured, checked; it will lie at ``out``."""
+    result, log = scratch / _RESULT, out.with_suffix(".log")
+    if status not in _MEASURED or not result.exists() or not result.stat().st_size:
+        raise _no_result(side, status, log, out)
+    try:
+        measured = load_result(result)
+    except ResultError as error:
+        if _is_full(out.parent):
+            raise _full(out.parent) from None
+        raise CannotCompareError(f"{side.name}: its result cannot be read: {error}\n{_tail(log)}") from None
+    _check_imports(side, scratch / "witness", measured)
+    return replace(measured, path=out)
 
 
 @contextmanager
@@ -109,15 +128,18 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _command(side: Side, arguments: Sequence[str], result: Path, scratch: Path) -> list[str]:
+def _command(side: Side, arguments: Sequence[str], scratch: Path) -> list[str]:
     plugins = [part for plugin in PLUGINS for part in ("-p", plugin)]
     return [
         str(side.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *side.arguments,
-        *arguments, "--benchmark-only", "--benchmark-json", str(result), "--basetemp", str(scratch / "tmp"),
+        *arguments, "--benchmark-only", "--benchmark-json", str(scratch / _RESULT),
+        "--basetemp", str(scratch / "tmp"),
     ]  # fmt: skip
 
 
-def _run(command: list[str], side: Side, witness: Path, output: int) -> int:
+def _start(
+    side: Side, arguments: Sequence[str], scratch: Path, output: int, turns: str
+) -> subprocess.Popen[bytes]:
     environ = {
         name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
     }
@@ -126,17 +148,15 @@ def _run(command: list[str], side: Side, witness: Path, output: int) -> int:
     environ |= {
         "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])]),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        WITNESS_VARIABLE: str(witness),
+        WITNESS_VARIABLE: str(scratch / "witness"),
+        TURNS_VARIABLE: turns,
     }
     # A session of its own: Ctrl-C reaches the gate alone, which ends the run as a whole.
-    process = subprocess.Popen(
-        command, cwd=side.tree, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()),
+    return subprocess.Popen(
+        _command(side, arguments, scratch), cwd=side.tree, env=environ, stdin=subprocess.DEVNULL,
+        stdout=output, stderr=output, start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )  # fmt: skip
-    try:
-        return process.wait()
-    finally:
-        _end(process, witness)
 
 
 def _end(process: subprocess.Popen[bytes], witness: Path) -> None:

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from genie.bench.gate.pairs import CACHE, Suite, against, open_state, order, write_json
+from genie.bench.gate.pairs import CACHE, Suite, against, open_state, write_json
 from genie.bench.gate.process import WITNESS_VARIABLE, Side, measure
 from genie.bench.gate.slowdown import KEY, Slowdown
 from genie.errors import CannotCompareError
@@ -32,7 +32,7 @@ from genie.bench.gate.pairs import Suite, against
 suite = Suite(baselines=("genie_local_remote",), rounds=1, select="test_microbenchmark")
 tell = lambda line: print(line, flush=True)
 with against("old", suite, tell=tell, folder=Path(sys.argv[1])) as (runner, *_):
-    runner.run(1, "first")
+    runner.run(2, "first")
 """
 
 
@@ -64,7 +64,7 @@ def marks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(project, marks):
-    """A gate of one pair, interrupted in its second process: what it said, its status, its processes."""
+    """A gate of two pairs, interrupted in the second: what it said, its status, its processes."""
     gate = subprocess.Popen(
         [sys.executable, "-c", GATE, str(project)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -77,7 +77,7 @@ def interrupted(project, marks):
         said = []
         for line in gate.stdout:
             said.append(line)
-            if "process 2 of 2" in line:
+            if "pair 2 of 2" in line:
                 break
         running = wait_for_servers(project)
         gate.send_signal(signal.SIGINT)
@@ -104,7 +104,7 @@ def wait_for_servers(project):
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         running = processes_of(project)
-        if sum("serve" in process.cmdline() for process in running) == 2:
+        if sum("serve" in process.cmdline() for process in running) == 4:
             return running
         time.sleep(0.1)
     raise AssertionError("no servers were started")
@@ -112,9 +112,9 @@ def wait_for_servers(project):
 
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(project, interrupted):
     said, running = interrupted
-    assert "1 finished processes are kept" in said
+    assert "1 finished pairs are kept" in said
     assert "--resume" in said
-    assert len(running) >= 3, "pytest and two servers"
+    assert len(running) >= 6, "two pytests with two servers each"
     assert not processes_of(project)
     assert [file.name for file in (project / CACHE / "state").glob("*-old.json")] == ["first-000-old.json"]
     assert len(git(project, "worktree", "list").splitlines()) == 1
@@ -129,9 +129,9 @@ def test_a_resumed_run_measures_what_is_missing_and_each_side_has_its_own_runtim
     before = kept.stat().st_mtime_ns
     told = []
     with against("old", SUITE, tell=told.append, folder=project, resume=True) as (runner, old, new):
-        (pair,) = runner.run(1, "first")
+        pair, _ = runner.run(2, "first")
     assert kept.stat().st_mtime_ns == before
-    assert told[0] == "1 of 2 processes were measured before"
+    assert told[0] == "1 of 2 pairs were measured before"
     (cell,) = pair.old.cells
     assert pair.new.cells.keys() == {cell}
     assert pair.old.cells[cell].info["verified"]["ok"]
@@ -161,7 +161,7 @@ def test_a_slowdown_adds_its_share_to_the_requests(project, tmp_path):
     slow = ("-p", "genie.bench.gate.slowdown", "--genie-slow-workload", "microbenchmark")
     side = Side("slow", "slow", project, arguments=(*slow, "--genie-slow-share", "0.5"))
     suite = Suite(baselines=("local_pytorch", "genie_capture_only"), rounds=1, select="test_microbenchmark")
-    result = measure(side, suite.arguments(), tmp_path / "slow.json")
+    (result,) = measure([(side, tmp_path / "slow.json")], suite.arguments(), mirrored=False)
     added = json.loads(result.path.read_text())[KEY]["added"]
     assert len(result.cells) == 2
     assert added.keys() == {cell for cell in result.cells if "genie_capture_only" in cell}
@@ -193,17 +193,12 @@ def test_there_has_to_be_something_to_resume(tmp_path):
         open_state(tmp_path, {}, resume=True)
 
 
-def test_neither_side_is_first_more_often():
-    labels = "".join(label[0] for _, label in order(4))
-    assert labels == "onnonoon"
-
-
 def test_a_run_of_the_installed_package_instead_of_the_tree_is_refused(project, tmp_path):
     for name in ("bench_tests", "pytest.ini", "conftest.py"):
         (tmp_path / name).symlink_to(project / name)
     suite = Suite(baselines=("local_pytorch",), rounds=1, select="test_microbenchmark")
     with pytest.raises(CannotCompareError, match="nothing tells which code"):
-        measure(Side("old", "old", tmp_path), suite.arguments(), tmp_path / "out.json")
+        measure([(Side("old", "old", tmp_path), tmp_path / "out.json")], suite.arguments(), mirrored=False)
 
 
 def test_a_module_that_the_tree_lacks_does_not_come_from_the_installed_package(tmp_path):
@@ -234,7 +229,8 @@ def test_a_full_disk_is_told_and_keeps_what_is_finished(tmp_path):
         python.write_text(f'#!/bin/sh\nhead -c 1M /dev/zero > "${WITNESS_VARIABLE}/../result.json"\n')
         python.chmod(0o755)
         with pytest.raises(CannotCompareError, match=r"is full.*--resume"):
-            measure(Side("new", "new", tmp_path, python), [], disk / "first-000-new.json")
+            runs = [(Side("new", "new", tmp_path, python), disk / "first-000-new.json")]
+            measure(runs, [], mirrored=False)
         assert {file.name for file in disk.glob("*.json")} == {"first-000-old.json"}
         with pytest.raises(CannotCompareError, match="No space left"):
             write_json(disk / "times.json", "x" * 300_000)

@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from genie.bench.gate.calibrate import order
 from genie.bench.gate.decision import Settings
 from genie.bench.gate.power import Step, power, rate
 from genie.cli import main
@@ -65,10 +64,6 @@ def test_bounds_are_exact():
     assert (none.rate, none.low) == (0.0, 0.0)
     assert none.high == pytest.approx(1 - 0.05 ** (1 / 300))
     assert rate(0, 0).high == 1.0
-
-
-def test_every_second_step_is_mirrored():
-    assert [label for _, label in order(2)] == ["a", "same", "slow", "slow", "same", "a"]
 
 
 @pytest.mark.parametrize(
