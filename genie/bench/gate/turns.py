@@ -162,6 +162,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     def phase(name: str, number: int = 0, of: int = 0) -> None:
         tell(name, number, of)
-        taker.take(order.index(name), number)
+        if name in order:  # fixtures are set up outside, where a process may be alone
+            taker.take(order.index(name), number)
 
     progress.phase = phase

@@ -18,7 +18,7 @@ def test_classifier(benchmark, baseline, workload, measure):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """What it measures takes its name from the project's own package, which the two commits name otherwise."""
+    """What it measures takes its name from the project's own module, which differs in the two commits."""
     folder = tmp_path_factory.mktemp("other")
     git(folder, "init", "--quiet")
     workload = (REPOSITORY / "examples" / "own_workload" / "classifier.py").read_text()
