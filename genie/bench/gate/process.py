@@ -188,7 +188,7 @@ def _witnesses(witness: Path) -> dict[int, str]:
 
 def has_runtime(tree: Path) -> bool:
     """Whether the tree is of Genie itself; another project's tree only uses the suite that is installed."""
-    return (tree / "genie" / "__init__.py").exists()
+    return (tree / "genie").exists()
 
 
 def _witness_folder(tree: Path) -> Path:

@@ -63,7 +63,14 @@ def test_what_pip_says_is_shown(tmp_path):
         python_for(old, project(tmp_path / "new"), tmp_path / "cache", lambda _: None)
 
 
-def test_a_tree_without_a_project_cannot_be_installed(tmp_path):
+def test_trees_without_dependencies_of_their_own_use_the_current_interpreter(tmp_path):
+    for side in ("old", "new"):
+        (tmp_path / side).mkdir()
+    assert python_for(tmp_path / "old", tmp_path / "new", tmp_path, print) == Path(sys.executable)
+
+
+def test_a_tree_with_a_damaged_project_cannot_be_installed(tmp_path):
     (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "pyproject.toml").write_text("[project")
     with pytest.raises(CannotCompareError, match=r"pyproject\.toml"):
         dependencies_of(tmp_path / "old")

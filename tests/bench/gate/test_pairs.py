@@ -196,6 +196,7 @@ def test_there_has_to_be_something_to_resume(tmp_path):
 def test_a_run_of_the_installed_package_instead_of_the_tree_is_refused(project, tmp_path):
     for name in ("bench_tests", "pytest.ini", "conftest.py"):
         (tmp_path / name).symlink_to(project / name)
+    (tmp_path / "genie").mkdir()
     suite = Suite(baselines=("local_pytorch",), rounds=1, select="test_microbenchmark")
     with pytest.raises(CannotCompareError, match="nothing tells which code"):
         measure([(Side("old", "old", tmp_path), tmp_path / "out.json")], suite.arguments(), mirrored=False)
