@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genie.bench.options import BASELINES, Options, require_baselines
-from genie.bench.session import OPTIONS, session_of
+from genie.bench.session import OPTIONS, BenchSession, session_of
 from genie.config import IMPLEMENTED_FEATURES
 
 MARKER = "genie_workload"
@@ -36,6 +36,7 @@ def make_cells(metafunc: pytest.Metafunc) -> None:
     from genie.bench.clock import cell_clock
 
     session = session_of(metafunc.config)
+    _check_rounds(session)
     sets: list[dict[str, Any]] = [{}, *marker.kwargs.get(session.profile, [])]
     marks = [pytest.mark.benchmark(timer=cell_clock)]
     if marker.args[0] == "microbenchmark" and session.options.weights != "seeded":
@@ -101,6 +102,16 @@ def ablated_in(row: str, options: Options) -> list[str]:
     if feature:
         return [feature]
     return sorted(options.ablate) if baseline == ABLATABLE else []
+
+
+def _check_rounds(session: BenchSession) -> None:
+    from genie.workloads import WORKLOADS
+
+    unknown = sorted(session.options.rounds.keys() - {"", *WORKLOADS})
+    if unknown:
+        raise pytest.UsageError(
+            f"--genie-rounds: unknown workload {', '.join(unknown)}; choose from {', '.join(WORKLOADS)}"
+        )
 
 
 def cell_of(item: pytest.Item) -> dict[str, Any] | None:

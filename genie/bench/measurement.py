@@ -55,6 +55,7 @@ class Cell:
         self._baseline = baseline
         self._workload = workload
         self._where = f"{cell_group(workload)} on {baseline.name}"
+        self._repeats = session.repeats(workload.name)
         slot = session.local_slot
         features = features_without(ablated) if baseline.name == "genie_full" else frozenset()
         self.record = CellRecord(
@@ -64,7 +65,7 @@ class Cell:
             params=dict(workload.params),
             features=tuple(feature for feature in FEATURES if feature in features),
             client_cores=client_cores(slot, baseline.remote),
-            warmups=session.repeats.warmups,
+            warmups=self._repeats.warmups,
             ablated=tuple(sorted(ablated)),
             fingerprint=session.fingerprint(baseline.name, baseline.remote),
         )
@@ -108,9 +109,7 @@ class Cell:
             self._warm_up()
         rounds = count()
         heap.settle()
-        benchmark.pedantic(
-            lambda: self._round(next(rounds)), rounds=self._session.repeats.rounds, iterations=1
-        )
+        benchmark.pedantic(lambda: self._round(next(rounds)), rounds=self._repeats.rounds, iterations=1)
 
     def _warm_up(self) -> None:
         """The first request of a baseline that captures is its ``capture``, all others are ``warm``."""
@@ -136,7 +135,7 @@ class Cell:
 
     def _round(self, number: int) -> None:
         """Target of pytest-benchmark: request ``number``, in all its cases."""
-        self._session.progress.phase(progress.ROUND, number + 1, self._session.repeats.rounds)
+        self._session.progress.phase(progress.ROUND, number + 1, self._repeats.rounds)
         gc.collect()
         for case in self._workload.cases:
             self.record.timed.append(self._request(number, number, case))

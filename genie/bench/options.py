@@ -43,7 +43,7 @@ class Options:
     profile: str | None
     weights: str
     baselines: tuple[str, ...]
-    rounds: int | None
+    rounds: Mapping[str, int]
     ablate: frozenset[str]
     #: one more row for each feature, in which it alone is switched off
     ablate_each: bool = False
@@ -88,7 +88,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="seeded initialisation (default), the hub's checkpoints, or a directory of checkpoints",
     )
     group.addoption("--genie-baselines", metavar="A,B,...", help=BASELINES_HELP)
-    group.addoption("--genie-rounds", metavar="N", help="timed rounds per cell (default: by profile)")
+    group.addoption(
+        "--genie-rounds",
+        metavar="N[,WORKLOAD=M,...]",
+        help="timed rounds per cell, and of these workloads' cells (default: by profile)",
+    )
     group.addoption(
         "--genie-ablate",
         metavar="FEATURE,...|all",
@@ -138,7 +142,7 @@ def read_options(
         weights=_weights(config.getoption("genie_weights")),
         baselines=baselines,
         own_baselines=own_baselines,
-        rounds=_positive("--genie-rounds", config.getoption("genie_rounds")),
+        rounds=_rounds(config.getoption("genie_rounds")),
         ablate=frozenset() if ablate == ABLATE_EACH else _ablated(ablate),
         ablate_each=ablate == ABLATE_EACH,
         ceiling=not config.getoption("genie_no_ceiling"),
@@ -157,6 +161,17 @@ def _positive(option: str, value: str | None) -> int | None:
     if not value.isascii() or not value.isdigit() or int(value) < 1:
         raise pytest.UsageError(f"{option}: {value!r} is not a whole number of 1 or more")
     return int(value)
+
+
+def _rounds(value: str | None) -> Mapping[str, int]:
+    """By workload; "" is for all others."""
+    found: dict[str, int] = {}
+    for part in _listed(value or ""):
+        workload, _, count = part.rpartition("=")
+        found[workload.strip()] = _positive("--genie-rounds", count.strip()) or 0
+    if value is not None and not found:
+        raise pytest.UsageError("--genie-rounds: no number given; write N, or N,WORKLOAD=M")
+    return found
 
 
 def _listed(value: str) -> list[str]:

@@ -98,10 +98,10 @@ class BenchSession:
 
         return min(2, len(available_cores()) // cores_per_device())
 
-    @property
-    def repeats(self) -> Repeats:
+    def repeats(self, workload: str) -> Repeats:
         default = REPEATS[self.profile]
-        return Repeats(self.options.rounds or default.rounds, default.warmups)
+        asked = self.options.rounds
+        return Repeats(asked.get(workload) or asked.get("") or default.rounds, default.warmups)
 
     def workload(self, source: Any, params: dict[str, Any]) -> Workload:
         """The workload of a cell: a registered name, or a factory with the signature of one."""

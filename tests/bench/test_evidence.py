@@ -17,7 +17,7 @@ pytestmark = pytest.mark.benchmark(timer=cell_clock)
 def session():
     options = Options(
         servers=1, addresses=(), token="", device="cpu", profile="smoke", weights="seeded",
-        baselines=(), rounds=4, ablate=frozenset(),
+        baselines=(), rounds={"": 4}, ablate=frozenset(),
     )  # fmt: skip
     return BenchSession(options, parallel=False)
 

@@ -1,8 +1,12 @@
 """Which cells became slower: a one-sided t bound on a log-ratio, Holm-corrected over all cells.
 
-Log-ratios are log(new / old): above 0 is slower. Per cell, H0 is "its mean is at most log(1 + floor)";
-a cell whose H0 is rejected at the familywise level ``alpha`` is *flagged*. The mirror test, against
--log(1 + floor), tells what became faster.
+Log-ratios are log(new / old): above 0 is slower. A cell is *flagged* when both hold:
+
+- it is slower: H0 "its mean is at most 0" is rejected at the familywise level ``alpha``, that is, the
+  one-sided bound of its ratio (adjusted for the number of cells) lies above 1;
+- by enough to matter: its mean is above log(1 + floor), the practical floor.
+
+The mirror of both tells what became faster.
 
 Sources: Student, "The probable error of a mean", Biometrika 6 (1908); S. Holm, "A simple sequentially
 rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979); the smallest detectable
@@ -38,10 +42,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Settings:
-    """``floor``: slow-downs up to this share are accepted. ``alpha``: familywise level of false alarms."""
+    """``floor``: measured slow-downs up to this share are accepted. ``alpha``: familywise level of a stage.
+
+    A false alarm has to pass two stages of independent pairs, so its probability is at most alpha squared.
+    """
 
     floor: float = 0.05
-    alpha: float = 0.05
+    alpha: float = 0.1
     accept_counters: bool = False
 
     def __post_init__(self) -> None:
@@ -138,8 +145,8 @@ def paired_estimates(pairs: Sequence[Pair], cells: Collection[str]) -> dict[str,
 def judge(estimates: Mapping[str, Estimate], settings: Settings) -> dict[str, Judgement]:
     """Both tests of every cell, each family Holm-corrected on its own."""
     limit = math.log1p(settings.floor)
-    slower = holm({cell: _p_above(one, limit) for cell, one in estimates.items()})
-    faster = holm({cell: _p_above(_mirrored(one), limit) for cell, one in estimates.items()})
+    slower = holm({cell: _p_above_zero(one) for cell, one in estimates.items()})
+    faster = holm({cell: _p_above_zero(_mirrored(one)) for cell, one in estimates.items()})
     return {
         cell: Judgement(
             ratio=_exp(one.mean),
@@ -148,8 +155,8 @@ def judge(estimates: Mapping[str, Estimate], settings: Settings) -> dict[str, Ju
             detectable=_detectable(one, limit, settings.alpha / len(estimates)),
             p_slower=slower[cell],
             p_faster=faster[cell],
-            slower=slower[cell] <= settings.alpha,
-            faster=faster[cell] <= settings.alpha,
+            slower=slower[cell] <= settings.alpha and one.mean > limit,
+            faster=faster[cell] <= settings.alpha and -one.mean > limit,
             samples=one.samples,
         )
         for cell, one in estimates.items()
@@ -170,14 +177,14 @@ def _mirrored(estimate: Estimate) -> Estimate:
     return Estimate(-estimate.mean, estimate.error, estimate.df, estimate.samples)
 
 
-def _p_above(estimate: Estimate, limit: float) -> float:
-    """p of "the mean is at most ``limit``". Without any spread the mean itself decides."""
+def _p_above_zero(estimate: Estimate) -> float:
+    """p of "the mean is at most 0". Without any spread the mean itself decides."""
     # Imported where it is used: `genie --help` must not wait for it.
     from scipy.special import stdtr
 
     if estimate.error <= _CONSTANT:
-        return 0.0 if estimate.mean > limit + _CONSTANT else 1.0
-    return float(stdtr(estimate.df, (limit - estimate.mean) / estimate.error))
+        return 0.0 if estimate.mean > _CONSTANT else 1.0
+    return float(stdtr(estimate.df, -estimate.mean / estimate.error))
 
 
 def _quantile(level: float, df: float) -> float:
@@ -189,8 +196,9 @@ def _quantile(level: float, df: float) -> float:
 def _detectable(estimate: Estimate, limit: float, level: float) -> float | None:
     if estimate.error <= _CONSTANT:
         return None
-    reach = _quantile(1 - level, estimate.df) + _quantile(POWER, estimate.df)
-    return _exp(limit + reach * estimate.error)
+    # Enough for the test, and enough for the floor, with the given probability.
+    needed = max(_quantile(1 - level, estimate.df) * estimate.error, limit)
+    return _exp(needed + _quantile(POWER, estimate.df) * estimate.error)
 
 
 def _exp(log_ratio: float) -> float:

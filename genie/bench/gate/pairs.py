@@ -28,6 +28,8 @@ from genie.errors import CannotCompareError, ResultError
 #: where trees, environments and unfinished runs lie in a repository
 CACHE = Path(".genie") / "gate"
 _SETTINGS = "settings.json"
+#: timed rounds of a process: more where a round is short, so that all cells have about the same spread
+ROUNDS = "11,vision_cnn=5,microbenchmark=3"
 #: the marker of cells: the benchmarks of the link are none
 _CELLS = "genie_workload"
 
@@ -44,7 +46,7 @@ class Suite:
         "genie_no_semantics",
         "genie_full",
     )
-    rounds: int = 5
+    rounds: str = ROUNDS
     select: str = ""
 
     def arguments(self, cells: Collection[str] | None = None) -> list[str]:
@@ -53,7 +55,7 @@ class Suite:
         return [
             *(cells if cells is not None else ["bench_tests"]), "-m", _CELLS, *selection,
             "--genie-profile", self.profile, "--genie-baselines", ",".join(self.baselines),
-            "--genie-rounds", str(self.rounds), "--genie-no-ceiling",
+            "--genie-rounds", self.rounds, "--genie-no-ceiling",
         ]  # fmt: skip
 
 

@@ -131,8 +131,8 @@ def ended_by_sigterm() -> Iterator[None]:
 def _command(side: Side, arguments: Sequence[str], scratch: Path) -> list[str]:
     plugins = [part for plugin in PLUGINS for part in ("-p", plugin)]
     return [
-        str(side.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *side.arguments,
-        *arguments, "--benchmark-only", "--benchmark-json", str(scratch / _RESULT),
+        str(side.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugins, *arguments,
+        *side.arguments, "--benchmark-only", "--benchmark-json", str(scratch / _RESULT),
         "--basetemp", str(scratch / "tmp"),
     ]  # fmt: skip
 
