@@ -12,10 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from genie.devices import DeviceSlot
-from genie.wire.messages import DeviceFacts
+
+
+class DeviceFacts(msgspec.Struct, array_like=True, frozen=True):
+    """What a device is, for judging whether two results may be compared; None where it is not known."""
+
+    type: str  # "cpu" | "cuda"
+    model: str  # of the CPU or the GPU
+    cores: int  # CPU cores that the process which drives it may use
+    torch: str
+    host_cpu: str | None = None  # of a GPU's host
+    driver: str | None = None
+    max_sm_mhz: int | None = None
 
 
 @cache

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from genie.bench.machine import host_facts
-from genie.wire.messages import DeviceFacts
 
 if TYPE_CHECKING:
     from genie.bench.results import CellResult
+    from genie.device_facts import DeviceFacts
 
 #: keys of ``extra_info`` beside the fingerprint that decide whether two results are of the same work
 SAME_WORK = ("workload", "profile", "params", "weights", "model", "ablated")

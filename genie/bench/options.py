@@ -142,7 +142,7 @@ def read_options(
         weights=_weights(config.getoption("genie_weights")),
         baselines=baselines,
         own_baselines=own_baselines,
-        rounds=_rounds(config.getoption("genie_rounds")),
+        rounds=read_rounds(config.getoption("genie_rounds")),
         ablate=frozenset() if ablate == ABLATE_EACH else _ablated(ablate),
         ablate_each=ablate == ABLATE_EACH,
         ceiling=not config.getoption("genie_no_ceiling"),
@@ -163,8 +163,8 @@ def _positive(option: str, value: str | None) -> int | None:
     return int(value)
 
 
-def _rounds(value: str | None) -> Mapping[str, int]:
-    """By workload; "" is for all others."""
+def read_rounds(value: str | None) -> Mapping[str, int]:
+    """By workload; "" is for all others. Raises ``pytest.UsageError``."""
     found: dict[str, int] = {}
     for part in _listed(value or ""):
         workload, _, count = part.rpartition("=")

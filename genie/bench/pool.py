@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from genie.device_facts import device_facts
+from genie.device_facts import DeviceFacts, device_facts
 from genie.devices import DeviceSlot
 from genie.errors import ConfigError, ConnectError, ServerLostError
-from genie.wire.messages import DeviceFacts
 
 CONNECT_TIMEOUT_S = 5.0
 

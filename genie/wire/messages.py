@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import msgspec
 
+from genie.device_facts import DeviceFacts
+
 PROTOCOL_VERSION = 2
 
 
@@ -43,18 +45,6 @@ class Auth(Message):
     version: int
     mac: bytes  # HMAC-SHA256(token, b"client" + challenge nonce)
     nonce: bytes  # the server must prove the token too
-
-
-class DeviceFacts(msgspec.Struct, array_like=True, frozen=True):
-    """What a device is, for judging whether two results may be compared; None where it is not known."""
-
-    type: str  # "cpu" | "cuda"
-    model: str  # of the CPU or the GPU
-    cores: int  # CPU cores that the process which drives it may use
-    torch: str
-    host_cpu: str | None = None  # of a GPU's host
-    driver: str | None = None
-    max_sm_mhz: int | None = None
 
 
 class Welcome(Message):

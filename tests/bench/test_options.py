@@ -15,7 +15,12 @@ def test_defaults(pytester):
     assert read.baselines == BASELINES
     assert read.features == {"residency", "colocation"}
     assert read.profile is None
-    assert read.rounds is None
+    assert read.rounds == {}
+
+
+def test_rounds_for_all_and_for_single_workloads(pytester):
+    assert options(pytester, "--genie-rounds", "7").rounds == {"": 7}
+    assert options(pytester, "--genie-rounds", "7,vision_cnn=3").rounds == {"": 7, "vision_cnn": 3}
 
 
 def test_baselines_keep_the_order_of_the_table(pytester):

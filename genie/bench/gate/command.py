@@ -192,8 +192,10 @@ def _against(args: argparse.Namespace, settings: Settings) -> Outcome:
 
 def _suite(args: argparse.Namespace) -> Suite:
     """What each process measures. Raises ConfigError here, and not after the first process."""
+    import pytest
+
     from genie.bench.gate.pairs import Suite
-    from genie.bench.options import BASELINES, PROFILES
+    from genie.bench.options import BASELINES, PROFILES, read_rounds
 
     suite = Suite()
     if args.profile is not None:
@@ -210,6 +212,10 @@ def _suite(args: argparse.Namespace) -> Suite:
             )
         suite = replace(suite, baselines=names)
     if args.rounds is not None:
+        try:
+            read_rounds(args.rounds)
+        except pytest.UsageError as error:
+            raise ConfigError(str(error).replace("--genie-rounds", "--rounds")) from None
         suite = replace(suite, rounds=args.rounds)
     return suite
 

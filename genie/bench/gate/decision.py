@@ -155,8 +155,8 @@ def judge(estimates: Mapping[str, Estimate], settings: Settings) -> dict[str, Ju
             detectable=_detectable(one, limit, settings.alpha / len(estimates)),
             p_slower=slower[cell],
             p_faster=faster[cell],
-            slower=slower[cell] <= settings.alpha and one.mean > limit,
-            faster=faster[cell] <= settings.alpha and -one.mean > limit,
+            slower=slower[cell] <= settings.alpha and one.mean > limit + _CONSTANT,
+            faster=faster[cell] <= settings.alpha and -one.mean > limit + _CONSTANT,
             samples=one.samples,
         )
         for cell, one in estimates.items()

@@ -111,7 +111,7 @@ def test_the_step_summary_of_a_workflow(old, tmp_path, monkeypatch):
         (["--against", "HEAD", "--pairs", "2"], "--pairs 3 or more"),
         (["--against", "HEAD", "--profile", "huge"], "choose one of smoke, cpu, gpu"),
         (["--against", "HEAD", "--baselines", "nobody"], "unknown baseline nobody"),
-        (["--against", "HEAD", "--rounds", "0"], "give 1 or more"),
+        (["--against", "HEAD", "--rounds", "0"], "--rounds: '0' is not a whole number"),
         (["--stored", "x.json", "--pairs", "5"], "--pairs goes with --against"),
         (["--stored", "x.json", "--allow-dirty"], "--allow-dirty goes with --against"),
         (["--stored", "x.json", "--alpha", "2"], "give --alpha between 0 and 0.5"),

@@ -55,7 +55,7 @@ def test_json_is_the_complete_record(slower, tmp_path):
     assert (record["schema_version"], record["kind"]) == (1, "genie gate")
     assert (record["exit_code"], record["outcome"]) == (4, "missing_cells")
     assert record["findings"] == ["counters_changed", "missing_cells", "regression"]
-    assert record["settings"] == {"floor": 0.05, "alpha": 0.05, "accept_counters": False}
+    assert record["settings"] == {"floor": 0.05, "alpha": 0.1, "accept_counters": False}
     assert record["fingerprint"] == FINGERPRINT
     full = next(found for found in record["cells"] if found["id"] == cell_id("genie_full"))
     assert full["verdict"] == "slower"
