@@ -97,7 +97,7 @@ def measure_steps(args: argparse.Namespace) -> Path:
         slow = (
             "-p", "genie.bench.gate.slowdown", "--genie-slow-workload", args.workload,
             "--genie-slow-share", str(args.share / 100),
-            # B need not measure what is not slowed: there A' stands for it.
+            # B need not measure what is not slowed: there A stands for it.
             "-k", f"({args.select}) and {args.workload}" if args.select else args.workload,
         )  # fmt: skip
         sides = {
@@ -150,7 +150,7 @@ def load_steps(folder: Path) -> list[Step]:
         files = [first.with_name(_name(int(first.name.split("-")[1]), label)) for label in LABELS]
         if all(file.exists() for file in files):
             a, same, slow = map(load_result, files)
-            slow = replace(slow, cells={**same.cells, **slow.cells})
+            slow = replace(slow, cells={**a.cells, **slow.cells})
             steps.append(Step(a, same, slow, added_share(_read(files[-1]))))
     if not steps:
         raise CannotCompareError(f"{folder} holds no complete step: measure with `genie gate-power`")

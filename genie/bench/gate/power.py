@@ -1,6 +1,7 @@
 """How often the gate is wrong, from recorded processes: false alarms (A/A) and detections (A/B).
 
-Each recorded *step* is three processes: A and A' of the same code, and B with a slow-down. Gate runs are
+Each recorded *step* is three processes: A and A' of the same code, and B with a slow-down, which take turns
+in this order and back; A/B is A' against B, neighbours as the two sides of a gate run are. Gate runs are
 drawn from the steps without replacement: some for the first stage, others for the confirmation of what
 the first stage flagged, and they are decided by the gate's own functions. A decision is one cell of one
 gate run, and it is an alarm when the cell is flagged and confirmed.
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from math import exp
 from statistics import fmean
 
-from genie.bench.gate.decision import LEAST_PAIRS, Pair, Settings, judge, log_ratio, paired_estimates
+from genie.bench.gate.decision import LEAST_PAIRS, Pair, Settings, judge, matched_log_ratio, paired_estimates
 from genie.bench.gate.outcome import flagged
 from genie.bench.results import Result
 from genie.errors import ConfigError
@@ -95,7 +96,7 @@ def power(steps: Sequence[Step], pairs: int, settings: Settings, runs: int, seed
     cells = [cell for cell in steps[0].a.cells if all(cell in _all_cells(step) for step in steps)]
     slow = sorted({cell for step in steps for cell in step.added} & set(cells))
     same_pairs = [Pair(step.a, step.same) for step in steps]
-    slow_pairs = [Pair(step.a, step.slow) for step in steps]
+    slow_pairs = [Pair(step.same, step.slow) for step in steps]
     alarms, first_alarms, alarmed = 0, 0, 0
     hits = dict.fromkeys(slow, 0)
     detected_runs, other_alarms = 0, 0
@@ -124,7 +125,9 @@ def power(steps: Sequence[Step], pairs: int, settings: Settings, runs: int, seed
                 cell,
                 added=fmean(step.added[cell] for step in steps if cell in step.added),
                 ratio=exp(
-                    fmean(log_ratio(pair.old.cells[cell], pair.new.cells[cell]) for pair in slow_pairs)
+                    fmean(
+                        matched_log_ratio(pair.old.cells[cell], pair.new.cells[cell]) for pair in slow_pairs
+                    )
                 ),
                 detected=rate(hits[cell], runs),
             )
