@@ -30,7 +30,7 @@ def project(tmp_path_factory):
 
 
 def test_both_sides_run_their_own_code_under_the_installed_suite(project):
-    suite = Suite(baselines=("local_pytorch", "genie_local_remote"), rounds=2)
+    suite = Suite(baselines=("local_pytorch", "genie_local_remote"), rounds="2")
     with against("before", suite, tell=print, folder=project) as (runner, *_):
         (pair,) = runner.run(1, "first")
     names = [{cell.workload for cell in side.cells.values()} for side in (pair.old, pair.new)]

@@ -17,7 +17,7 @@ from genie.errors import CannotCompareError
 from tests.bench.gate.repositories import REPOSITORY, clone, commit, git
 
 #: the quickest cell that needs a server
-SUITE = Suite(baselines=("genie_local_remote",), rounds=1, select="test_microbenchmark")
+SUITE = Suite(baselines=("genie_local_remote",), rounds="1", select="test_microbenchmark")
 #: appended to a module of the old runtime: it leaves its own path where the test looks
 MARK = """
 import os as _os
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from genie.bench.gate.pairs import Suite, against
 
-suite = Suite(baselines=("genie_local_remote",), rounds=1, select="test_microbenchmark")
+suite = Suite(baselines=("genie_local_remote",), rounds="1", select="test_microbenchmark")
 tell = lambda line: print(line, flush=True)
 with against("old", suite, tell=tell, folder=Path(sys.argv[1])) as (runner, *_):
     runner.run(2, "first")
@@ -141,7 +141,7 @@ def test_a_resumed_run_measures_what_is_missing_and_each_side_has_its_own_runtim
 
 
 def test_another_comparison_is_not_resumed(project, interrupted):
-    other = Suite(baselines=SUITE.baselines, rounds=2, select=SUITE.select)
+    other = Suite(baselines=SUITE.baselines, rounds="2", select=SUITE.select)
     with (
         pytest.raises(CannotCompareError, match="rounds: 2, not 1"),
         against("old", other, tell=lambda _: None, folder=project, resume=True),
@@ -160,7 +160,7 @@ def test_a_revision_that_does_not_run_is_told_with_its_output(project):
 def test_a_slowdown_adds_its_share_to_the_requests(project, tmp_path):
     slow = ("-p", "genie.bench.gate.slowdown", "--genie-slow-workload", "microbenchmark")
     side = Side("slow", "slow", project, arguments=(*slow, "--genie-slow-share", "0.5"))
-    suite = Suite(baselines=("local_pytorch", "genie_capture_only"), rounds=1, select="test_microbenchmark")
+    suite = Suite(baselines=("local_pytorch", "genie_capture_only"), rounds="1", select="test_microbenchmark")
     (result,) = measure([(side, tmp_path / "slow.json")], suite.arguments(), mirrored=False)
     added = json.loads(result.path.read_text())[KEY]["added"]
     assert len(result.cells) == 2
@@ -197,7 +197,7 @@ def test_a_run_of_the_installed_package_instead_of_the_tree_is_refused(project, 
     for name in ("bench_tests", "pytest.ini", "conftest.py"):
         (tmp_path / name).symlink_to(project / name)
     (tmp_path / "genie").mkdir()
-    suite = Suite(baselines=("local_pytorch",), rounds=1, select="test_microbenchmark")
+    suite = Suite(baselines=("local_pytorch",), rounds="1", select="test_microbenchmark")
     with pytest.raises(CannotCompareError, match="nothing tells which code"):
         measure([(Side("old", "old", tmp_path), tmp_path / "out.json")], suite.arguments(), mirrored=False)
 
