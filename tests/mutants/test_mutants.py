@@ -21,7 +21,7 @@ def session(tmp_path_factory):
     """What the cells of a real run share, with a real server."""
     options = Options(
         servers=1, addresses=(), token="", device="cpu", profile="smoke", weights="seeded",
-        baselines=(), rounds=ROUNDS, ablate=frozenset(),
+        baselines=(), rounds={"": ROUNDS}, ablate=frozenset(),
     )  # fmt: skip
     session = BenchSession(options, parallel=False)
     session.pool = StartedServers(session.server_slots, tmp_path_factory.mktemp("servers"))
