@@ -8,15 +8,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-BASELINES = (
-    "local_pytorch",
-    "genie_capture_only",
-    "genie_local_remote",
-    "genie_no_semantics",
-    "genie_full",
-    "pytorch_rpc",
-    "ray",
-)
+from genie.bench.options import BASELINES
+
 WORKLOADS = ("llm_decode", "llm_prefill", "vision_cnn", "multimodal_vqa", "microbenchmark")
 CASES = tuple(f"{op}/{size}" for op in ("matmul", "conv2d", "softmax", "cat") for size in (64, 512, 1024))
 CLIENT = {
