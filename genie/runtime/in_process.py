@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from genie.frontend.entries import definition
 from genie.frontend.program import Outcome, Program
 from genie.frontend.session import Session
 from genie.frontend.specs import spec_of, to_wire
+from genie.profiling.recording import InProcessTrace
 from genie.runtime.graphs import GraphKey, TemplateGraphs
 from genie.server.engine import EngineError, OpTable, Template, compile_template
 from genie.server.store import HandleStore
@@ -27,22 +29,25 @@ class InProcessExecutor:
     was moved would change under the session: that raises, because the old content is gone.
 
     ``busy_s`` are the seconds spent on running programs, ``annotate_s`` those spent on the graphs of
-    new templates; neither contains the other.
+    new templates; neither contains the other. ``max_templates`` programs and their graphs are kept.
     """
 
     inline_bytes = 8192
     chunk = 4096
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, max_templates: int = MAX_TEMPLATES) -> None:
         self.device = device
         self.store = HandleStore()
         self.busy_s = 0.0
+        self.trace: InProcessTrace | None = None  # while a profile is taken
+        self.on_cuda = device.type == "cuda"
         self._ops = OpTable(device)
         self._defined: set[int] = set()
         self._templates: dict[tuple[bytes, bytes], Template] = {}
         self._by_reference: dict[int, tuple[Tensor, int]] = {}
         self._parameters: set[int] = set()
-        self._graphs = TemplateGraphs(MAX_TEMPLATES)
+        self._max_templates = max_templates
+        self._graphs = TemplateGraphs(max_templates)
         self._random_state: Tensor | None = None
 
     @property
@@ -65,28 +70,40 @@ class InProcessExecutor:
         else:
             self.store.bind(handle, tensor.clone(memory_format=torch.preserve_format))
 
+    def synchronize(self) -> None:
+        if self.on_cuda:
+            torch.cuda.synchronize(self.device)
+
     def _template(self, program: Program) -> Template:
         template = self._templates.get(program.key)
         if template is None:
-            new = [t for t in program.tids() if t not in self._defined]
-            template = compile_template(program.body([definition(t) for t in new]), self._ops, self.device)
-            self._defined.update(new)
-            if len(self._templates) >= MAX_TEMPLATES:
+            for tid in program.tids():
+                if tid not in self._defined:
+                    self._ops.define(definition(tid))
+                    self._defined.add(tid)
+            template = compile_template(program.body([]), self._ops, self.device)
+            if len(self._templates) >= self._max_templates:
                 self._templates.pop(next(iter(self._templates)))
             self._templates[program.key] = template
         return template
 
     def execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
         started, annotated = time.perf_counter(), self.annotate_s
+        trace, failed = self.trace, True
+        if trace is not None:
+            trace.received(program, bool(program.entries) and program.key not in self._templates)
         try:
             with torch.no_grad():
                 outcome = self._execute(program, fetch, describe)
+            failed = False
         except EngineError as exc:
             error = RemoteOpError(f"{exc.op} failed: {exc.__cause__}")
             error.instruction = exc.instruction + program.first  # type: ignore[attr-defined]
             self.store.poison(program.kept_handles(), error)
             raise error from exc
         finally:
+            if trace is not None:
+                trace.server.finished(failed)
             self.busy_s += time.perf_counter() - started - (self.annotate_s - annotated)
         return outcome
 
@@ -107,12 +124,12 @@ class InProcessExecutor:
                     self._by_reference.pop(program.ext[k], None)
                 if store.before_write([ext[k] for k in template.mutated_ext]):
                     ext = store.get_all(program.ext)
-            if template.random:
-                kept, outcome.relayouts = self._with_own_randomness(template, ext, program)
-            else:
-                kept, outcome.relayouts = template.run(
-                    ext, program.literals, program.floats, program.checks()
-                )
+            trace = self.trace.server if self.trace is not None else None
+            started = time.perf_counter_ns()
+            kept, outcome.relayouts = self._run(template, ext, program, trace.tick if trace else None)
+            if trace is not None:
+                self.synchronize()
+                trace.executed(started, time.perf_counter_ns(), template)
             store.bind_kept(program.base, template.kept, kept)
         outcome.fetched = [_to_host(store.get(h)) for h in fetch]
         outcome.described = [to_wire(spec_of(store.get(h))) for h in describe]
@@ -133,8 +150,12 @@ class InProcessExecutor:
                     "move a clone (module.to(...) of a deepcopy), or write to the module on the device"
                 )
 
-    def _with_own_randomness(self, template: Template, ext: list[Tensor], program: Program) -> tuple:
+    def _run(
+        self, template: Template, ext: list[Tensor], program: Program, tick: Callable[[], None] | None
+    ) -> tuple:
         """Random ops draw from the session's own state; the host's generator is left as it was."""
+        if not template.random:
+            return template.run(ext, program.literals, program.floats, program.checks(), tick)
         generator = (
             torch.default_generator
             if self.device.type == "cpu"
@@ -147,7 +168,7 @@ class InProcessExecutor:
             self._random_state = own.get_state()
         generator.set_state(self._random_state)
         try:
-            return template.run(ext, program.literals, program.floats, program.checks())
+            return template.run(ext, program.literals, program.floats, program.checks(), tick)
         finally:
             self._random_state = generator.get_state()
             generator.set_state(host_state)
@@ -163,6 +184,9 @@ def _to_host(t: Tensor) -> Tensor:
     return t.cpu() if t.device.type != "cpu" else t.clone(memory_format=torch.preserve_format)
 
 
-def local(device: str | torch.device = "cpu") -> Session:
-    """A session that executes what it captures in this process. Use as a context manager."""
-    return Session(InProcessExecutor(torch.device(device)))
+def local(device: str | torch.device = "cpu", *, replay: bool = False) -> Session:
+    """A session that executes what it captures in this process. Use as a context manager.
+
+    ``replay``: see `Session`.
+    """
+    return Session(InProcessExecutor(torch.device(device)), replay=replay)

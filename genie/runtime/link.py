@@ -12,23 +12,30 @@ from typing import Any
 
 from torch import Tensor
 
-from genie.errors import RemoteError
+from genie.errors import ConfigError, RemoteError
 from genie.frontend.entries import definition
 from genie.frontend.program import Program
+from genie.profiling.recording import LinkTrace
 from genie.runtime.connection import Connection
 from genie.runtime.progress import UploadProgress
 from genie.wire.messages import (
+    MAX_LANES,
     Adopt,
+    BriefReceipt,
     Counters,
     CountersReply,
     Execute,
     Offer,
     ProgramReceipt,
     Result,
+    Trace,
+    TraceReply,
     Upload,
     Wanted,
 )
+from genie.wire.receipts import Completer
 from genie.wire.tensors import to_wire
+from genie.wire.vectors import Predictor, Vectors
 
 MAX_TEMPLATES = 1024
 #: parameters from this size on are offered by content, so that a server that has them is not sent them
@@ -53,24 +60,61 @@ class Usage:
     cpu_s: float = 0.0
 
 
-class ServerLink:
-    """A connection with the client's side of the bookkeeping. Not thread-safe."""
+class _Template:
+    """A template that the server has. It is used in a lane of its own at each of its places between
+    two replies, so that equal layers do not spoil each other's predictions."""
 
-    def __init__(self, connection: Connection) -> None:
+    __slots__ = ("lanes", "number", "reply", "uses")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lanes: list[Predictor] = []
+        self.uses = 0  # since the reply ``reply``
+        self.reply = -1
+
+    def next_lane(self, reply: int) -> int:
+        if reply != self.reply:
+            self.reply, self.uses = reply, 0
+        lane = self.uses % MAX_LANES
+        self.uses += 1
+        if lane == len(self.lanes):
+            self.lanes.append(Predictor())
+        return lane
+
+
+class ServerLink:
+    """A connection with the client's side of the bookkeeping. Not thread-safe.
+
+    The server keeps the ``max_templates`` templates used last, or fewer if it holds no more itself.
+    """
+
+    def __init__(self, connection: Connection, max_templates: int = MAX_TEMPLATES) -> None:
+        if max_templates < 1:
+            raise ConfigError(f"max_templates={max_templates}: a program needs one template at least")
         self.connection = connection
         self.nonce = ""
         self.usage = Usage()
         self.timings = Timings()
-        self._templates: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
+        self.trace: LinkTrace | None = None  # while a profile is taken
+        self.max_templates = min(max_templates, connection.welcome.max_templates)
+        self._templates: OrderedDict[tuple[bytes, bytes], _Template] = OrderedDict()
         self._next_template = 0
         self._defined: set[int] = set()
         self._evict: list[int] = []
+        self._asked = self._replies = 0  # requests that are answered, and their replies so far
+        self._receipts = Completer(connection.welcome.pid, connection.welcome.device)
         self._progress = UploadProgress()
 
     # -- contents --------------------------------------------------------------------------------
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
         """Binds ``handle`` on the server to a dense CPU tensor; sends nothing that it already has."""
+        start = time.perf_counter_ns()
+        self._upload(handle, tensor, is_parameter)
+        if self.trace is not None:
+            self.trace.uploaded(start, tensor.nbytes)
+
+    def _upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
         spec, data, owner = to_wire(tensor)
         if is_parameter and owner.nbytes >= SHARED_BYTES:
             digest = hashlib.sha256(data).digest()
@@ -86,61 +130,106 @@ class ServerLink:
 
     # -- programs --------------------------------------------------------------------------------
 
-    def message(self, program: Program, **options: Any) -> Execute:
-        """The request that runs ``program``, with the template's body if the server lacks it."""
+    def message(self, program: Program, releases: Sequence[int] = (), **options: Any) -> Execute:
+        """The request that runs ``program`` and then frees the handles ``releases``, with the template's
+        body if the server lacks it. `send` must follow: the server is to see what it was told here.
+        Raises OverflowError for an int of over 64 bits."""
         request = Execute(self.nonce, base=program.base, first=program.first, **options)
         if program.entries:
-            number = self._templates.get(program.key)
-            if number is None:
-                new = [t for t in program.tids() if t not in self._defined]
-                self._defined.update(new)
-                number = self._templates[program.key] = self._next_template
-                self._next_template += 1
-                request.body = program.body([definition(t) for t in new])
-                if len(self._templates) > MAX_TEMPLATES:
-                    self._evict.append(self._templates.popitem(last=False)[1])
+            vectors = Vectors(program.literals, program.floats, program.ext, releases)
+            template = self._templates.get(program.key)
+            if template is None:
+                template = _Template(self._next_template)
+                request.vectors = self._encode(template, request, vectors)
+                self._define(program, template, request)
             else:
+                request.vectors = self._encode(template, request, vectors)
                 self._templates.move_to_end(program.key)
-            request.template = number
-            request.literals = array("q", program.literals).tobytes()
-            request.floats = array("d", program.floats).tobytes()
-            request.ext = array("q", program.ext).tobytes()
+            request.template = template.number
             if program.fresh:
                 request.checks = program.checks()
+        else:
+            request.release_after = int64s(releases)
         if self._evict:
             request.evict, self._evict = self._evict, []
+            for number in request.evict:
+                self._receipts.evict(number, self._asked + 1)
+        if self.trace is not None:
+            self.trace.composed(program)
         return request
+
+    def _encode(self, template: _Template, request: Execute, vectors: Vectors) -> bytes:
+        request.lane = template.next_lane(self._asked)
+        return template.lanes[request.lane].encode(vectors, request.base)
+
+    def _define(self, program: Program, template: _Template, request: Execute) -> None:
+        new = [t for t in program.tids() if t not in self._defined]
+        request.body = program.body([definition(t) for t in new])
+        self._defined.update(new)
+        self._templates[program.key] = template
+        self._next_template += 1
+        if len(self._templates) > self.max_templates:
+            self._evict.append(self._templates.popitem(last=False)[1].number)
+
+    def _undo(self, request: Execute) -> None:
+        """The request did not leave: what the server was to remember of it is sent anew."""
+        for key, template in self._templates.items():
+            if template.number == request.template:
+                del self._templates[key]
+                self._evict.append(template.number)
+                break
+        self._evict += request.evict
+        if request.body is not None:
+            self._defined.difference_update(d.tid for d in request.body.defs)
 
     def send(self, request: Execute, buffers: Sequence[Any]) -> None:
         """Sends the request; `receive` gets its reply, unless it is quiet."""
         self._progress.finish()
-        start = time.perf_counter()
-        if request.quiet:
-            self.connection.post(request, buffers)
-        else:
-            self.connection.send(request, buffers)
-        self.timings.send += time.perf_counter() - start
+        connection = self.connection
+        start, before = time.perf_counter_ns(), connection.bytes_out
+        try:
+            if request.quiet:
+                connection.post(request, buffers)
+            else:
+                connection.send(request, buffers)
+                self._asked += 1
+        except BaseException:
+            if connection.bytes_out == before:
+                self._undo(request)
+            raise
+        self.timings.send += (time.perf_counter_ns() - start) * 1e-9
+        if self.trace is not None:
+            self.trace.sent(request, start, connection.bytes_out - before)
 
     def receive(self) -> tuple[Result, Tensor]:
         """The reply to the oldest request. Raises the server's error, with ``instruction`` set."""
-        start = time.perf_counter()
+        start, before = time.perf_counter_ns(), self.connection.bytes_in
         try:
             reply, payload = self.connection.receive()
         except RemoteError as exc:
             last = self.connection.last_error
             exc.instruction = last.instruction if last is not None else -1  # type: ignore[attr-defined]
             raise
-        waited = time.perf_counter() - start
+        finally:
+            self._replies += 1
+            if self.trace is not None:
+                self.trace.received(start, self.connection.bytes_in - before)
+        waited = (time.perf_counter_ns() - start) * 1e-9
         # Quiet programs ran while the client recorded; only the awaited one's execution is in the wait.
         self.timings.fetch += max(0.0, waited - reply.receipt.remote_ms * 1e-3)
-        self._book([*reply.earlier, reply.receipt])
+        self._book(reply.earlier, reply.receipt.nonce)
+        self._book_one(reply.receipt)
+        self._receipts.replied(self._replies)
         return reply, payload
 
-    def _book(self, receipts: list[ProgramReceipt]) -> None:
-        for receipt in receipts:
-            self.timings.remote += receipt.remote_ms * 1e-3
-            self.usage.receipts.append(receipt)
-            self.usage.cpu_s += receipt.cpu_s
+    def _book(self, earlier: list[BriefReceipt], nonce: str = "") -> None:
+        for receipt in self._receipts.complete(earlier, nonce):
+            self._book_one(receipt)
+
+    def _book_one(self, receipt: ProgramReceipt) -> None:
+        self.timings.remote += receipt.remote_ms * 1e-3
+        self.usage.receipts.append(receipt)
+        self.usage.cpu_s += receipt.cpu_s
 
     # -- accounts --------------------------------------------------------------------------------
 
@@ -163,6 +252,13 @@ class ServerLink:
         # Both ends have counted the same so far (each account checks it), so the difference is the request's.
         return out - out0, into - in0, trips - trips0, reply.bytes_in - out0, reply.bytes_out - in0
 
+    def request_trace(self, request: Trace) -> TraceReply:
+        """What the server remembers of this session's programs. Raises ServerLostError."""
+        reply, _ = self.connection.request(request)
+        assert isinstance(reply, TraceReply)
+        self._book(reply.earlier)
+        return reply
+
     def close(self) -> None:
         self._progress.finish()
         self.connection.close()
@@ -179,5 +275,5 @@ def inline_inputs(program: Program) -> tuple[list, list, list[Tensor]]:
     return inputs, buffers, owners
 
 
-def int64s(values: list[int]) -> bytes:
+def int64s(values: Sequence[int]) -> bytes:
     return array("q", values).tobytes() if values else b""

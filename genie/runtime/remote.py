@@ -11,7 +11,7 @@ from genie.errors import ConfigError
 from genie.frontend.program import Outcome, Program
 from genie.frontend.session import Session
 from genie.runtime.connection import Connection, fetched_tensors
-from genie.runtime.link import ServerLink, inline_inputs, int64s
+from genie.runtime.link import ServerLink, inline_inputs
 from genie.wire.auth import TOKEN_VARIABLE
 
 INLINE_BYTES = 64 << 10
@@ -41,10 +41,10 @@ class ResidentExecutor:
         inputs, buffers, owners = inline_inputs(program)
         request = link.message(
             program,
+            program.release,
             inputs=inputs,
             fetch=fetch,
             describe=describe,
-            release_after=int64s(program.release),
             quiet=not (fetch or describe or program.fresh),
         )
         link.timings.capture += program.capture_s
@@ -67,15 +67,15 @@ def connect(
     timeout: float = 10.0,
     tls_ca: str | None = None,
     log_tail: Callable[[], str] | None = None,
+    replay: bool = False,
 ) -> Session:
     """A session on the server at ``address`` ("host:port"). Use as a context manager.
 
     ``token`` defaults to the environment's GENIE_TOKEN; ``timeout`` is in seconds.
-    Raises ConnectError, AuthError.
+    ``replay``: see `Session`. Raises ConnectError, AuthError.
     """
-    return Session(
-        ResidentExecutor(open_link(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail))
-    )
+    link = open_link(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail)
+    return Session(ResidentExecutor(link), replay=replay)
 
 
 def open_link(

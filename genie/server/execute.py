@@ -16,8 +16,11 @@ from genie.errors import GenieError, ProtocolError
 from genie.server.engine import EngineError, OpTable, Template, compile_template
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
+from genie.server.trace import SessionTrace
 from genie.wire.buffers import new_payload
 from genie.wire.messages import (
+    MAX_LANES,
+    BriefReceipt,
     DeviceFacts,
     Execute,
     LiveValue,
@@ -27,9 +30,13 @@ from genie.wire.messages import (
     TemplateBody,
     TensorSpec,
 )
+from genie.wire.receipts import Abridger
 from genie.wire.tensors import PINNED_UP_TO, bytes_of_storage, spec_of, to_wire, unpack
+from genie.wire.vectors import Predictor, Vectors
 
 MAX_TEMPLATES = 4096
+#: values that the predictions of one session's templates may hold
+MAX_PREDICTED = 1 << 27
 
 
 class Device:
@@ -77,21 +84,20 @@ def ints(data: bytes) -> list[int]:
         raise ProtocolError(f"a vector of int64 has {len(data)} bytes, no multiple of 8") from None
 
 
-def floats(data: bytes) -> list[float]:
-    try:
-        return array("d", data).tolist()
-    except ValueError:
-        raise ProtocolError(f"a vector of float64 has {len(data)} bytes, no multiple of 8") from None
-
-
 class Executor:
     """Templates, op table and random state of one session, over its handle store."""
 
-    def __init__(self, device: Device, store: HandleStore) -> None:
+    def __init__(self, device: Device, store: HandleStore, max_templates: int = MAX_TEMPLATES) -> None:
         self._device = device
         self._store = store
         self._ops = OpTable(device.torch_device)
+        self.trace: SessionTrace | None = None  # while the client takes a profile
         self.templates: dict[int, Template | Fault] = {}
+        self.receipts = Abridger()  # of programs without reply
+        self._max_templates = max_templates
+        #: for each template, whatever became of it, what it ran with last; by lane
+        self._predictors: dict[int, dict[int, Predictor]] = {}
+        self._predicted = 0  # values held for that
         generator = torch.Generator(device.torch_device)
         generator.seed()
         self._random_state: Tensor = generator.get_state()
@@ -104,10 +110,12 @@ class Executor:
         Raises Fault. Then whatever the request was to bind is poisoned, and all its bookkeeping
         (definitions, evictions, releases) is done, so that the client's numbers stay true.
         """
-        for number in m.evict:
-            self.templates.pop(number, None)
+        self._evict(m.evict)
         bound = 0
+        vectors = Vectors()
         try:
+            if m.template >= 0:
+                vectors = self._vectors(m)
             if m.release:
                 self._store.free(ints(m.release))
             template = self._template(m)
@@ -119,7 +127,8 @@ class Executor:
                 if m.inputs:
                     self._bind_inputs(m.inputs, m.storages, payload)
                 bound = len(m.inputs)
-                answer = self._run(m, template)
+                answer = self._run(m, template, vectors)
+            self._store.free(vectors.releases)
             if m.release_after:
                 self._store.free(ints(m.release_after))
             return answer
@@ -127,26 +136,58 @@ class Executor:
             if isinstance(exc, EngineError):
                 exc.instruction += m.first
             fault = fault_of(exc, nonce=m.nonce, device=self._device.name)
-            self._poison(m, Fault(*fault.args), bound)
+            self._poison(m, Fault(*fault.args), bound, vectors)
             raise Fault(*fault.args) from exc
 
+    def take_receipts(self, nonce: str = "") -> list[BriefReceipt]:
+        """Those of the programs without reply since the last one; see `Abridger.take`."""
+        return self.receipts.take(self.templates, nonce)
+
     # -- templates -------------------------------------------------------------------------------
+
+    def _evict(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self.templates.pop(number, None)
+            for predictor in self._predictors.pop(number, {}).values():
+                self._predicted -= len(predictor)
+        self.receipts.forget(numbers)
+
+    def _vectors(self, m: Execute) -> Vectors:
+        """Before anything else can fail: the client's prediction of its next vectors counts on these."""
+        if m.body is not None:
+            if m.template in self._predictors or len(self._predictors) >= self._max_templates:
+                raise ProtocolError(
+                    f"template {m.template} is defined twice, or over {self._max_templates} are held: "
+                    "evict some"
+                )
+            self._predictors[m.template] = {}
+        try:
+            lanes = self._predictors[m.template]
+        except KeyError:
+            raise ProtocolError(
+                f"template {m.template} was never sent in this session, or was evicted"
+            ) from None
+        if not 0 <= m.lane < MAX_LANES:
+            raise ProtocolError(f"lane {m.lane} is not among the {MAX_LANES} that a template has")
+        predictor = lanes.get(m.lane)
+        if predictor is None:
+            predictor = lanes[m.lane] = Predictor()
+        held = len(predictor)
+        vectors = predictor.decode(m.vectors, m.base)
+        self._predicted += len(predictor) - held
+        if self._predicted > MAX_PREDICTED:
+            raise ProtocolError(f"templates hold over {MAX_PREDICTED} ints and handles: evict some")
+        return vectors
 
     def _template(self, m: Execute) -> Template | Fault | None:
         if m.template < 0:
             return None
         if m.body is not None:
-            if m.template in self.templates or len(self.templates) >= MAX_TEMPLATES:
-                raise ProtocolError(
-                    f"template {m.template} is defined twice, or over {MAX_TEMPLATES} are held: evict some"
-                )
             self.templates[m.template] = self._compile(m.body, m.nonce)
         try:
             return self.templates[m.template]
         except KeyError:
-            raise ProtocolError(
-                f"template {m.template} was never sent in this session, or was evicted"
-            ) from None
+            raise ProtocolError(f"template {m.template} came in a request that was refused") from None
 
     def _compile(self, body: TemplateBody, nonce: str) -> Template | Fault:
         failure: Exception | None = None
@@ -163,7 +204,7 @@ class Executor:
                 failure = exc
         return Fault(*fault_of(failure, nonce=nonce, device=self._device.name).args)
 
-    def _poison(self, m: Execute, fault: Fault, bound: int) -> None:
+    def _poison(self, m: Execute, fault: Fault, bound: int, vectors: Vectors) -> None:
         template = self.templates.get(m.template)
         kept: Iterable[int] = ()
         if isinstance(template, Template):
@@ -172,7 +213,8 @@ class Executor:
             kept = memoryview(m.body.kept).cast("i").tolist()
         self._store.poison((m.base + s for s in kept), fault)
         self._store.poison((h for h, _ in m.inputs[bound:]), fault)
-        if m.release_after and len(m.release_after) % 8 == 0:
+        self._store.free(vectors.releases)
+        if len(m.release_after) % 8 == 0:
             self._store.free(ints(m.release_after))
         if m.stateless:
             self._store.forget_results()
@@ -204,7 +246,9 @@ class Executor:
             moved.append(empty.set_(storages[key], offset, spec.shape, spec.stride))
         return moved
 
-    def _run(self, m: Execute, template: Template | None) -> tuple[Result, list[memoryview], object]:
+    def _run(
+        self, m: Execute, template: Template | None, vectors: Vectors
+    ) -> tuple[Result, list[memoryview], object]:
         store, device = self._store, self._device
         counters: dict[str, int] = {}
         relayouts: list[Relayout] = []
@@ -212,7 +256,7 @@ class Executor:
         remote_ms = cpu_s = 0.0
         ops, digest = 0, b""
         if template is not None:
-            literal_vector, float_vector, handles = ints(m.literals), floats(m.floats), ints(m.ext)
+            literal_vector, float_vector, handles, _ = vectors
             if (len(literal_vector), len(float_vector), len(handles)) != (
                 template.n_literals,
                 template.n_floats,
@@ -233,20 +277,24 @@ class Executor:
                     ext = store.get_all(handles)
             versions = [t._version for t in ext] if m.stateless else ()
             ops, digest = template.n_ops, template.digest
+            tick = self.trace.tick if self.trace is not None else None
             device.synchronize()
-            cpu, start = time.process_time(), time.perf_counter()
+            cpu, start = time.process_time(), time.perf_counter_ns()
             if template.random:
                 generator = device.generator
                 generator.set_state(self._random_state)
                 try:
-                    values, relayouts = template.run(ext, literal_vector, float_vector, m.checks)
+                    values, relayouts = template.run(ext, literal_vector, float_vector, m.checks, tick)
                 finally:
                     self._random_state = generator.get_state()
             else:
-                values, relayouts = template.run(ext, literal_vector, float_vector, m.checks)
+                values, relayouts = template.run(ext, literal_vector, float_vector, m.checks, tick)
             device.synchronize()
-            remote_ms = (time.perf_counter() - start) * 1e3
+            end = time.perf_counter_ns()
+            remote_ms = (end - start) * 1e-6
             cpu_s = time.process_time() - cpu
+            if self.trace is not None:
+                self.trace.executed(start, end, template)
             if m.stateless:
                 counters["stateless"] = 1
                 # What was written is a storage. Version counters alone do not tell: normalisation ops
@@ -261,6 +309,8 @@ class Executor:
             store.bind_kept(m.base, template.kept, values)
             if store.limit:
                 store.reserve(0)
+            if template.replay:
+                counters["replayed"] = 1
             if relayouts:
                 counters["relayouts"] = len(relayouts)
         receipt = ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, remote_ms, cpu_s, counters)

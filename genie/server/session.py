@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from genie.errors import AuthError, GenieError, ProtocolError
-from genie.server.execute import Device, Executor
+from genie.server.execute import MAX_TEMPLATES, Device, Executor
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore
+from genie.server.trace import SessionTrace
 from genie.server.weights import WeightStore
 from genie.wire import auth
 from genie.wire.framing import EMPTY, HANDSHAKE_HEADER, MAX_HEADER, Channel, PeerClosedError
@@ -33,9 +34,10 @@ from genie.wire.messages import (
     Offer,
     Ping,
     Pong,
-    ProgramReceipt,
     Release,
     TensorSpec,
+    Trace,
+    TraceReply,
     Upload,
     Wanted,
     Welcome,
@@ -57,6 +59,7 @@ class ServerState:
     memory_limit: int
     weights: WeightStore
     log_tail: Callable[[], str]
+    max_templates: int = MAX_TEMPLATES  # that a session may have defined at a time
     numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
 
 
@@ -69,9 +72,8 @@ class Session:
         self.name = f"session {next(state.numbers)} from {peer}"
         self.number = int(self.name.split()[1])
         self._store = HandleStore(state.memory_limit)
-        self._executor = Executor(state.device, self._store)
+        self._executor = Executor(state.device, self._store, state.max_templates)
         self._deferred: Fault | None = None  # of a request without reply; answers the next one that has one
-        self._earlier: list[ProgramReceipt] = []  # of programs without reply
         self._refusal: Fault | None = None  # why the payload of the frame just received was dropped
         # Contents that an Offer found here stay until they are adopted, even if their session ends.
         self._reserved: dict[bytes, torch.UntypedStorage] = {}
@@ -133,6 +135,7 @@ class Session:
                 session=self.number,
                 memory_limit=state.memory_limit,
                 facts=device.facts,
+                max_templates=state.max_templates,
             )
         )
         channel.settimeout(None)
@@ -149,13 +152,18 @@ class Session:
             kind = type(message)
             try:
                 if kind is Execute:
+                    trace = self._executor.trace
+                    if trace is not None:
+                        trace.received(message.nonce, message.body is not None)
                     deferred, self._deferred = self._deferred or refusal, None
                     result, pieces, owners = execute(message, payload, deferred)
                     if message.quiet:
-                        self._earlier.append(result.receipt)
+                        self._executor.receipts.keep(message.template, result.receipt)
                     else:
-                        result.earlier, self._earlier = self._earlier, []
+                        result.earlier = self._executor.take_receipts(result.receipt.nonce)
                         send(result, pieces)
+                    if trace is not None:
+                        trace.finished()
                     del result, pieces, owners
                 elif kind is Upload or kind is Adopt or kind is Release:
                     self._one_way(message, payload, refusal)
@@ -170,7 +178,9 @@ class Session:
                     self._deferred = fault
                 else:
                     send(fault.to_wire(self._state.log_tail()))
-                    self._earlier = []
+                    self._executor.receipts.drop()
+                if kind is Execute and trace is not None:
+                    trace.finished(failed=True)
             # A payload that the session does not hold must not live until the next frame arrives.
             payload = EMPTY
 
@@ -212,7 +222,6 @@ class Session:
         if isinstance(message, Counters):
             # Answers even a poisoned session: the harness reads it after a failure, too.
             channel = self._channel
-            earlier, self._earlier = self._earlier, []
             return CountersReply(
                 bytes_in=channel.frame_start,
                 bytes_out=channel.bytes_out,
@@ -220,8 +229,10 @@ class Session:
                 held_bytes=self._store.held_bytes,
                 handles=len(self._store),
                 templates=len(self._executor.templates),
-                earlier=earlier,
+                earlier=self._executor.take_receipts(),
             )
+        if isinstance(message, Trace):
+            return self._trace(message)
         fault, self._deferred = self._deferred or refusal, None
         if fault is not None:
             raise fault
@@ -230,6 +241,18 @@ class Session:
         if isinstance(message, Offer):
             return self._offer(message)
         raise Fault("ProtocolError", f"{type(message).__name__} cannot come in the middle of a session")
+
+    def _trace(self, m: Trace) -> TraceReply:
+        now = time.perf_counter_ns()
+        executor = self._executor
+        reply = TraceReply(now, earlier=executor.take_receipts())
+        if executor.trace is not None:
+            reply.requests, reply.op_names, reply.dropped = executor.trace.take()
+        if not m.on:
+            executor.trace = None
+        elif executor.trace is None:
+            executor.trace = SessionTrace(m.ops, m.limit, self._state.device.synchronize)
+        return reply
 
     def _offer(self, m: Offer) -> Wanted:
         if len(m.digests) != len(m.nbytes):

@@ -15,7 +15,9 @@ import msgspec
 
 from genie.device_facts import DeviceFacts
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+#: predictions that one template may have (see `Execute`)
+MAX_LANES = 32
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -56,6 +58,7 @@ class Welcome(Message):
     session: int
     memory_limit: int  # bytes this session may hold; 0 = no limit
     facts: DeviceFacts
+    max_templates: int = 1024  # programs that this session may have defined at a time
 
 
 class Ping(Message):
@@ -134,6 +137,10 @@ class TemplateBody(msgspec.Struct, array_like=True, frozen=True):
     n_ext: int
     n_slots: int
     kept: bytes
+    #: (slot, its dimensions from the outermost in): values that must be dense in just this order. A
+    #: replayed program has other sizes from run to run, so its layouts cannot be checked once.
+    layouts: list[tuple[int, list[int]]] = []
+    replay: bool = False  # lowered from a compiled graph, not recorded op by op
 
 
 class Check(msgspec.Struct, array_like=True, frozen=True):
@@ -148,8 +155,14 @@ class Execute(Message):
 
     Order of work on the server: forget ``evict`` templates; free ``release``; bind ``inputs``
     from the payload; run template ``template`` (``body`` comes along the first time); bind kept
-    slot s to handle ``base + s``; read ``fetch`` into the reply; free ``release_after``.
-    ``literals``/``floats``/``ext``: int64/float64/int64 LE vectors.
+    slot s to handle ``base + s``; read ``fetch`` into the reply; free ``release_after`` and the releases
+    among ``vectors``.
+
+    ``vectors``: the template's literals, floats, external handles and releases, as the residual of a
+    prediction (`genie.wire.vectors`). Each template has up to `MAX_LANES` predictions; ``lane`` is the
+    one to use, so that the client can keep apart the places where a request runs the same template.
+    A body starts its template's predictions anew, an eviction ends them; whatever becomes of the
+    program, its vectors count.
 
     Payload: the ``storages`` first, then the dense inputs in order, each piece at the next multiple of
     64 bytes (see genie.wire.framing). A reply's payload likewise: its storages, then what it fetched.
@@ -162,9 +175,8 @@ class Execute(Message):
     nonce: str
     template: int = -1
     body: TemplateBody | None = None
-    literals: bytes = b""
-    floats: bytes = b""
-    ext: bytes = b""
+    vectors: bytes = b""
+    lane: int = 0
     base: int = 0
     inputs: list[tuple[int, TensorSpec]] = []
     storages: list[int] = []  # bytes of each storage in the payload, for inputs that share one
@@ -172,7 +184,7 @@ class Execute(Message):
     describe: list[int] = []  # handles whose true specs the reply must state
     checks: list[Check] = []
     release: bytes = b""  # int64 LE handles
-    release_after: bytes = b""
+    release_after: bytes = b""  # int64 LE handles, of a request without a template
     evict: list[int] = []
     stateless: bool = False
     first: int = 0  # the client's number of the program's first instruction: errors count from it
@@ -210,6 +222,18 @@ class ProgramReceipt(msgspec.Struct, array_like=True, frozen=True):
     counters: dict[str, int]
 
 
+class BriefReceipt(msgspec.Struct, array_like=True, frozen=True):
+    """The receipt of a quiet program, without what the client has been told (`genie.wire.receipts`)."""
+
+    template: int
+    remote_ns: int
+    cpu_ns: int
+    counters: dict[str, int] = {}
+    nonce: str | None = None  # None: as in the receipt before, or at first that of the reply
+    #: ops and digest of the template; None: as told for this template before
+    work: tuple[int, bytes] | None = None
+
+
 class Result(Message):
     receipt: ProgramReceipt
     fetched: list[TensorSpec] = []  # in the order of Execute.fetch; payload in the same order
@@ -217,7 +241,7 @@ class Result(Message):
     relayouts: list[Relayout] = []
     live: list[LiveValue] = []
     storages: list[int] = []  # bytes of each storage in the payload (stateless only)
-    earlier: list[ProgramReceipt] = []  # of the quiet programs since the last reply
+    earlier: list[BriefReceipt] = []  # of the quiet programs since the last reply
 
 
 class Counters(Message):
@@ -231,7 +255,42 @@ class CountersReply(Message):
     held_bytes: int
     handles: int
     templates: int
-    earlier: list[ProgramReceipt] = []  # of the quiet programs since the last reply
+    earlier: list[BriefReceipt] = []  # of the quiet programs since the last reply
+
+
+class Trace(Message):
+    """While ``on``, the server remembers when it received, ran and answered each `Execute` of this
+    session (with ``ops``: each instruction, the device synchronized after each), up to ``limit`` of
+    both together. Programs are numbered from 1 since it was switched on. Answered even when an
+    earlier request failed, so that the clocks can be compared at any time."""
+
+    on: bool
+    ops: bool = False
+    limit: int = 0
+
+
+class RequestTrace(msgspec.Struct, array_like=True, frozen=True):
+    """One `Execute`. All times by the server's monotonic clock, in ns; 0 for what did not happen."""
+
+    number: int
+    nonce: str
+    first_sight: bool  # its template came with it, and was compiled before it ran
+    failed: bool
+    ops: int
+    template: str  # first 12 hex digits of the receipt's digest
+    received_ns: int  # the whole frame is here
+    started_ns: int
+    ended_ns: int
+    finished_ns: int  # answered, or (quiet) all is done
+    op_ns: bytes = b""  # int64 LE: the start of the first instruction, then the end of each
+
+
+class TraceReply(Message):
+    clock_ns: int  # the server's monotonic clock, when it read the request
+    requests: list[RequestTrace] = []  # since the last reply
+    op_names: dict[str, list[str]] = {}  # by template, of those among ``requests``, if ops were timed
+    dropped: int = 0  # requests beyond the limit
+    earlier: list[BriefReceipt] = []  # of the quiet programs since the last reply
 
 
 class Bye(Message):
@@ -250,5 +309,5 @@ class Error(Message):
     instruction: int = -1
 
 
-ClientMessage = Auth | Ping | Offer | Upload | Adopt | Release | Execute | Counters | Bye
-ServerMessage = Challenge | Welcome | Pong | Wanted | Result | CountersReply | Error
+ClientMessage = Auth | Ping | Offer | Upload | Adopt | Release | Execute | Counters | Trace | Bye
+ServerMessage = Challenge | Welcome | Pong | Wanted | Result | CountersReply | TraceReply | Error

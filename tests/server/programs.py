@@ -16,6 +16,7 @@ from genie.runtime.connection import Connection, fetched_tensors
 from genie.runtime.server_process import ServerProcess
 from genie.wire.messages import Execute, OpDef, TemplateBody, TensorSpec
 from genie.wire.tensors import to_wire
+from genie.wire.vectors import Vectors, whole
 
 TOKEN = "a token for tests"
 MEMORY_LIMIT = 64 << 20
@@ -71,13 +72,15 @@ DOUBLE = body(ADD, n_ext=1, kept=[0])
 SCALE_IN_PLACE = body(("aten::mul_.Scalar", [["t"], ["i"]], [-1], [0]), n_ext=1, kept=[])
 
 
-def execute(template: int, program: TemplateBody | None = None, *, ext=(), literals=(), **options) -> Execute:
+def execute(
+    template: int, program: TemplateBody | None = None, *, ext=(), literals=(), releases=(), **options
+) -> Execute:
+    """States its vectors whole, so that no request depends on another."""
     return Execute(
         options.pop("nonce", "nonce"),
         template=template,
         body=program,
-        ext=vector("q", *ext),
-        literals=vector("q", *literals),
+        vectors=whole(Vectors(literals, (), ext, releases)),
         **options,
     )
 

@@ -175,9 +175,11 @@ def test_executes_with_plausible_nonsense_never_hurt_the_server(server):
                 "nonce",
                 rng.randrange(3),
                 rng.choice([body, None]),
-                bytes(8 * rng.randrange(3)),
-                b"",
-                bytes(8),
+                struct.pack("<5I", *(rng.choice([0, 0, 1, 2, 2**32 - 1]) for _ in range(5)))
+                + bytes(4 * rng.randrange(8))
+                if rng.random() < 0.8
+                else b"",
+                rng.choice([0, 0, 1, 31, 32, -1]),
             ]
             fields += [
                 rng.choice([0, -(2**63), 2**63 - 1]),

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
 
 import pytest
 import torch
 
+from genie.device_facts import DeviceFacts
 from genie.errors import OutOfMemoryError, ProtocolError, RemoteOpError, UnsupportedOpError
 from genie.runtime.connection import fetched_tensors
-from genie.wire.messages import Adopt, Counters, Execute, Offer, OpDef, Ping, Release, TensorSpec, Upload
+from genie.server.execute import Device, Executor
+from genie.server.faults import Fault
+from genie.server.store import HandleStore
+from genie.wire.framing import EMPTY
+from genie.wire.messages import (
+    MAX_LANES,
+    Adopt,
+    Counters,
+    Execute,
+    Offer,
+    OpDef,
+    Ping,
+    Release,
+    TensorSpec,
+    Upload,
+)
+from genie.wire.vectors import Predictor, Vectors
 from tests.server.programs import (
     ADD,
     DEVICE,
@@ -56,9 +74,7 @@ def test_one_template_serves_many_literals(connection):
 
 def test_inputs_release_and_release_after(connection):
     spec, data = dense(floats(1, 2))
-    request = execute(
-        0, DOUBLE, ext=[5], base=10, inputs=[(5, spec)], fetch=[10], release_after=vector("q", 5, 10)
-    )
+    request = execute(0, DOUBLE, ext=[5], base=10, inputs=[(5, spec)], fetch=[10], releases=[5, 10])
     result, payload = connection.request(request, [data])
     assert fetched_tensors(result, payload)[0].tolist() == [2, 4]
     assert connection.request(Counters())[0].handles == 0
@@ -97,7 +113,7 @@ def test_wrong_vectors_are_refused_and_the_session_goes_on(connection):
     for wrong in (
         execute(0, ext=[1]),
         execute(0, ext=[1, 1], literals=[2]),
-        Execute("n", template=0, ext=b"123", literals=vector("q", 2)),
+        Execute("n", template=0, vectors=b"123"),
         execute(7, ext=[1], literals=[2]),
         execute(0, SCALE_IN_PLACE, ext=[1], literals=[2]),
     ):
@@ -312,3 +328,129 @@ def test_templates_can_be_evicted_and_sent_again(connection):
     with pytest.raises(ProtocolError, match="never sent"):
         connection.request(execute(0, ext=[1], base=10, evict=[0]))
     assert connection.request(Counters())[0].templates == 0
+
+
+def predicted(predictor, template, program=None, *, ext=(), literals=(), base=0, **options):
+    residual = predictor.encode(Vectors(literals, (), ext, ()), base)
+    return Execute("n", template=template, body=program, vectors=residual, base=base, **options)
+
+
+def test_vectors_stay_predictable_through_programs_that_fail(connection):
+    upload(connection, 1, floats(1, 2))
+    upload(connection, 2, floats(1, 2, 3))
+    predictor = Predictor()
+    program = body(
+        ("aten::add.Tensor", [["t"], ["t"]], [-1, -2]), ("aten::mul.Scalar", [["t"], ["i"]], [0]),
+        n_ext=2, kept=[1],
+    )  # fmt: skip
+    connection.request(predicted(predictor, 0, program, ext=[1, 1], literals=[3], base=10))
+    with pytest.raises(RemoteOpError):
+        connection.request(predicted(predictor, 0, ext=[1, 2], literals=[5], base=20))
+    with pytest.raises(ProtocolError, match="handle 77"):
+        connection.request(predicted(predictor, 0, ext=[1, 77], literals=[7], base=30, inputs=[]))
+    upload(connection, 77, floats(1, 2))
+    connection.post(Upload(5, TensorSpec("float32", [1], [1]), b"?" * 32), [floats(1).numpy()])
+    with pytest.raises(ProtocolError, match="digest"):  # of the upload; the program is not run
+        connection.request(predicted(predictor, 0, ext=[1, 77], literals=[9], base=40))
+    request = predicted(predictor, 0, ext=[1, 77], literals=[11], base=50, fetch=[51])
+    assert len(request.vectors) < 40
+    assert fetched_tensors(*connection.request(request))[0].tolist() == [22, 44]
+
+
+def test_a_template_that_does_not_compile_keeps_its_predictions(connection):
+    upload(connection, 1, floats(1))
+    predictor = Predictor()
+    evil = body(("aten::from_file", [["t"]], [-1]), n_ext=1, kept=[0])
+    for k in range(4):
+        request = predicted(predictor, 0, evil if k == 0 else None, ext=[1], base=10 * k)
+        assert bool(request.vectors) == (k == 0)
+        with pytest.raises(UnsupportedOpError):
+            connection.request(request)
+
+
+def test_a_malformed_residual_is_refused_and_changes_nothing(connection):
+    upload(connection, 1, floats(1, 2))
+    predictor = Predictor()
+    connection.request(predicted(predictor, 0, SCALE_IN_PLACE, ext=[1], literals=[3]))
+    for vectors in (b"123", struct.pack("<5I", 2**32 - 1, 0, 0, 0, 0), struct.pack("<5I", 1, 0, 0, 0, 2)):
+        with pytest.raises(ProtocolError):
+            connection.request(Execute("n", template=0, vectors=vectors))
+    for lane in (-1, MAX_LANES):
+        with pytest.raises(ProtocolError, match="lane"):
+            connection.request(Execute("n", template=0, vectors=b"", lane=lane))
+    connection.request(predicted(predictor, 0, ext=[1], literals=[3]))
+    assert fetch(connection, 1)[0].tolist() == [9, 18]
+
+
+def test_lanes_of_a_template_are_predicted_apart(connection):
+    upload(connection, 1, floats(1, 2))
+    lanes = [Predictor(), Predictor()]
+    for k in range(4):
+        for lane, literal in enumerate((2, 100)):
+            request = predicted(
+                lanes[lane],
+                0,
+                SCALE_IN_PLACE if k + lane == 0 else None,
+                ext=[1],
+                literals=[literal],
+                lane=lane,
+            )
+            assert bool(request.vectors) == (k == 0)
+            connection.request(request)
+    assert fetch(connection, 1)[0].tolist() == [200.0**4, 2 * 200.0**4]
+
+
+def test_an_evicted_template_is_predicted_anew(connection):
+    upload(connection, 1, floats(1, 2))
+    predictor = Predictor()
+    connection.request(predicted(predictor, 0, SCALE_IN_PLACE, ext=[1], literals=[3]))
+    known = body(("aten::mul_.Scalar", [["t"], ["i"]], [-1], [0]), n_ext=1, kept=[])
+    known.defs.clear()
+    with pytest.raises(ProtocolError, match="takes 1 ints"):
+        connection.request(predicted(predictor, 0, known, ext=[1], literals=[3], evict=[0]))
+    connection.request(predicted(Predictor(), 0, known, ext=[1], literals=[5], evict=[0]))
+    assert fetch(connection, 1)[0].tolist() == [15, 30]
+
+
+def test_a_session_holds_a_bounded_number_of_templates():
+    device = Device(torch.device("cpu"), "cpu:0", DeviceFacts("", 0, "", "", 0, ""))
+    executor = Executor(device, HandleStore(), max_templates=2)
+
+    def run(*arguments, **options):
+        return executor.execute(execute(*arguments, **options), EMPTY, None)
+
+    seed = body(("genie::manual_seed", [["i"]], [], []), n_ext=0, kept=[])
+    run(0, seed, literals=[1])
+    seed.defs.clear()
+    run(1, seed, literals=[1])
+    with pytest.raises(Fault, match="over 2 are held"):
+        run(2, seed, literals=[1])
+    run(2, seed, literals=[1], evict=[0])
+    run(2, literals=[1])
+    with pytest.raises(Fault, match="never sent"):
+        run(0, literals=[1])
+    assert len(executor.templates) == 2
+
+
+def test_receipts_of_quiet_programs_name_their_work_once(connection):
+    upload(connection, 1, floats(1))
+
+    def quiet_then_read(nonce, program=None, evict=()):
+        connection.post(
+            execute(0, program, ext=[1], literals=[1], quiet=True, nonce="before", evict=list(evict))
+        )
+        connection.post(execute(0, ext=[1], literals=[1], quiet=True, nonce=nonce))
+        return connection.request(Execute(nonce, fetch=[1]))[0].earlier
+
+    def told(earlier):
+        return [r.work is not None for r in earlier]
+
+    first = quiet_then_read("a", SCALE_IN_PLACE)
+    assert [r.nonce for r in first] == ["before", "a"]
+    assert told(first) == [True, False] and len(first[0].work[1]) == 32
+    assert told(quiet_then_read("b")) == [False, False]
+    known = body(("aten::mul_.Scalar", [["t"], ["i"]], [-1], [0]), n_ext=1, kept=[])
+    known.defs.clear()
+    assert told(quiet_then_read("c", known, evict=[0])) == [True, False]
+    connection.post(execute(0, ext=[1], literals=[1], quiet=True))
+    assert told(connection.request(Counters())[0].earlier) == [False]
