@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genie.frontend.device import register as enable
     from genie.frontend.session import Session
+    from genie.profiling.profile import profile
     from genie.runtime.in_process import local
     from genie.runtime.remote import connect
 
-__all__ = ["Session", "connect", "enable", "local"]
+__all__ = ["Session", "connect", "enable", "local", "profile"]
 __version__ = "0.1.0"
 
 _LAZY = {
@@ -23,6 +24,7 @@ _LAZY = {
     "connect": ("genie.runtime.remote", "connect"),
     "enable": ("genie.frontend.device", "register"),
     "local": ("genie.runtime.in_process", "local"),
+    "profile": ("genie.profiling.profile", "profile"),
 }
 
 

@@ -7,7 +7,9 @@
     genie_full without residency                       stateless           one server a request
     genie_full without colocation, pool of 2 or more   stateless           over the pool
 
-A server counts a program as ``stateless`` when it kept none of its results.
+A server counts a program as ``stateless`` when it kept none of its results, and as ``replayed`` when it
+was lowered from a compiled graph: with the feature ``replay`` each request of `REPLAYED_FROM` ops or
+more has such programs, without it none has. (Less than that is not worth compiling.)
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: features that may put the programs of one request on several servers although state stays in place
 SPLITTING = frozenset({"phases", "pipelining", "branches"})
+#: ops of a request from which on it must have replayed something where replay is on
+REPLAYED_FROM = 64
 
 
 def require_ablatable(features: Collection[str], servers: int) -> None:
@@ -64,6 +68,7 @@ def check_features(
                     f"{where}: {claim} no result stays on a server, but pid {receipt.pid} counts {counted} "
                     f"of {receipt.programs} programs as stateless: residency was not really off"
                 )
+        _check_replay(reply, "replay" in features, where, claim)
         pids = {receipt.pid for receipt in reply.receipts if receipt.ops}
         if colocated and len(pids) > 1 and not SPLITTING & set(features):
             raise ReceiptError(
@@ -76,4 +81,20 @@ def check_features(
         raise ReceiptError(
             f"{where}: {claim} programs go to the {servers} servers in turn, but all {programs} ran in pid "
             f"{receipts[0].pid}: colocation was not really off"
+        )
+
+
+def _check_replay(reply: Reply, on: bool, where: str, claim: str) -> None:
+    replayed = sum(receipt.counters.get("replayed", 0) for receipt in reply.receipts)
+    ops = sum(receipt.ops or 0 for receipt in reply.receipts)
+    if replayed and not on:
+        raise ReceiptError(
+            f"{where}: {claim} nothing is replayed, but the servers count {replayed} replayed programs: "
+            "replay was not really off"
+        )
+    if on and not replayed and ops >= REPLAYED_FROM:
+        raise ReceiptError(
+            f"{where}: {claim} the request's {ops} ops were all captured anew: replay was not really on. "
+            "Either no timed request was like one before it, or the model cannot be compiled (the log of "
+            "genie.replay says why): measure it with --genie-ablate replay"
         )

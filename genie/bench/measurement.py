@@ -18,11 +18,13 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+import genie
 from genie.baselines.protocol import Baseline
 from genie.bench import clock, heap, progress, watchdog
 from genie.bench.features import check_features, is_stateless
@@ -41,6 +43,8 @@ from genie.workloads.protocol import Workload
 
 #: requests before the timed ones count from here, so that the two can never share an index
 WARM_UP_INDEX = 1_000_000
+#: the request that is traced, after the timed ones
+TRACE_INDEX = 2_000_000
 #: timed responses waiting to be verified; beyond this they are verified between two rounds
 PENDING_BYTES = 256 * 2**20
 
@@ -81,6 +85,8 @@ class Cell:
         try:
             with self._placed(self.record.client_cores), self._watchdog:
                 self._run(benchmark)
+                if benchmark.enabled and self.record.baseline.startswith("genie_"):
+                    self._trace(self._session.options.trace)
         except ServerLostError as error:
             if self.record.baseline.startswith("genie_") and self._session.pool is not None:
                 raise with_logs(error, self._session.pool) from error
@@ -132,6 +138,16 @@ class Cell:
         for request in untimed:
             self._session.receipts.note(request.reply)
         return sum(request.seconds for request in untimed) * 1e3
+
+    def _trace(self, folder: Path | None) -> None:
+        """One more request, in all its cases, in a profile of its own: nothing is timed any more."""
+        if folder is None:
+            return
+        path = folder / f"{trace_name(self.record)}.json.gz"
+        with genie.profile(path):
+            for case in self._workload.cases:
+                self._session.receipts.note(self._request(-1, TRACE_INDEX, case).reply)
+        self._session.traces.append(path)
 
     def _round(self, number: int) -> None:
         """Target of pytest-benchmark: request ``number``, in all its cases."""
@@ -255,3 +271,9 @@ class Cell:
 
     def _name(self, timed: Timed) -> str:
         return f"{self._where}, round {timed.round}" + (f", {timed.case}" if timed.case else "")
+
+
+def trace_name(record: CellRecord) -> str:
+    """Of a cell's trace, without a suffix: its workload, parameters, baseline and what was ablated."""
+    params = (f"{name}{value}" for name, value in sorted(record.params.items()))
+    return "-".join([record.workload, *params, record.baseline, *(f"no_{f}" for f in record.ablated)])

@@ -49,6 +49,8 @@ class Options:
     ablate_each: bool = False
     #: measure at the end what the cells' devices reach at most
     ceiling: bool = True
+    #: folder for one trace per Genie cell, of a request that is not timed
+    trace: Path | None = None
     #: asked for by name, of those that pytest_genie_baselines adds; None: all of them
     own_baselines: tuple[str, ...] | None = None
 
@@ -104,6 +106,11 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="do not measure at the end what several devices reach at most here (seconds)",
     )
+    group.addoption(
+        "--genie-trace",
+        metavar="DIR",
+        help="write there a trace of one more request of each Genie cell, after its timed rounds",
+    )
 
 
 def read_options(
@@ -146,6 +153,7 @@ def read_options(
         ablate=frozenset() if ablate == ABLATE_EACH else _ablated(ablate),
         ablate_each=ablate == ABLATE_EACH,
         ceiling=not config.getoption("genie_no_ceiling"),
+        trace=_trace(config.getoption("genie_trace")),
     )
 
 
@@ -216,6 +224,19 @@ def _ablated(value: str | None) -> frozenset[str]:
             f"off; choose from {', '.join(IMPLEMENTED_FEATURES)}"
         )
     return frozenset(names)
+
+
+def _trace(value: str | None) -> Path | None:
+    if value is None:
+        return None
+    folder = Path(value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--genie-trace: {value} cannot be made ({error.strerror}): name a folder"
+        ) from None
+    return folder
 
 
 def _weights(value: str) -> str:

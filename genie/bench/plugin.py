@@ -132,6 +132,8 @@ class CellReports:
             terminalreporter.section("genie: cost of a disaggregated accelerator")
             for line in self._summary.lines(session.ceiling if session is not None else None):
                 terminalreporter.write_line(line)
+            for path in session.traces if session is not None else ():
+                terminalreporter.write_line(f"trace: {path}")
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,6 +56,8 @@ class BenchSession:
         #: the servers, once a cell has needed them
         self.pool: ServerPool | None = None
         self.progress = Progress()
+        #: files of --genie-trace written so far
+        self.traces: list[Path] = []
         #: of any timed cell so far
         self.most_devices = 1
         #: what that many devices reach at best, once it was measured (see genie.bench.ceiling)

@@ -1,0 +1,3 @@
+from tests.frontend.conftest import device, servers
+
+__all__ = ["device", "servers"]
