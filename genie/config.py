@@ -15,7 +15,7 @@ FEATURES: tuple[str, ...] = (
 )
 
 #: features that exist today; only these may be listed as enabled in a result
-IMPLEMENTED_FEATURES: tuple[str, ...] = ("residency", "colocation")
+IMPLEMENTED_FEATURES: tuple[str, ...] = ("residency", "colocation", "replay")
 
 #: a feature that cannot work without another is off when that one is: where each program may run
 #: elsewhere, the state of the one before cannot stay in place

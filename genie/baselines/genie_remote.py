@@ -65,7 +65,7 @@ class _Remote:
         info = workload.model_info(model)
         executor = self._executor()
         self._links = executor.links
-        self._session = genie.Session(executor).activate()
+        self._session = genie.Session(executor, replay=self._replay()).activate()
         start = time.perf_counter()
         self._model = model.to("genie")
         self._session.synchronize()
@@ -75,6 +75,9 @@ class _Remote:
 
     def _devices(self) -> int:
         return 1
+
+    def _replay(self) -> bool:
+        return False
 
     def run(self, request: Request) -> Response:
         if self._workload is None or self._model is None or self._session is None:
@@ -167,7 +170,8 @@ class GenieFull(_Remote):
 
     ``residency``: results stay on the server that made them. ``colocation``: the programs of a
     request run where its state is. Without either, state travels with each program, as in
-    `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run.
+    `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run. ``replay``:
+    modules that are called again are not captured anew.
     """
 
     name = "genie_full"
@@ -186,3 +190,6 @@ class GenieFull(_Remote):
 
     def _devices(self) -> int:
         return 1 if "colocation" in self._features else len(self._addresses)
+
+    def _replay(self) -> bool:
+        return "replay" in self._features

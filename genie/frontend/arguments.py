@@ -50,6 +50,11 @@ def pattern_of(value: Any, literals: list[int], where: str) -> list:
         return ["c", value.real, value.imag]
     if isinstance(value, (list, tuple)):
         return _list_pattern(list(value), literals, where)
+    if isinstance(value, torch.Generator):
+        raise UnsupportedOpError(
+            f"{where}: a generator's state cannot be sent to a server: call torch.manual_seed(seed), which "
+            "seeds the session's own stream, and leave the generator out"
+        )
     raise UnsupportedOpError(
         f"{where}: an argument of type {type(value).__name__} cannot be sent to a server"
     )
@@ -64,7 +69,7 @@ def _list_pattern(items: list, literals: list[int], where: str) -> list:
     elif all(isinstance(x, bool) for x in items) and items:
         return ["bl", list(items)]
     elif all(isinstance(x, int) and not isinstance(x, bool) for x in items):
-        literals.extend(int(x) for x in items)
+        literals.extend(items)
         return ["il", len(items)]
     elif all(isinstance(x, float) for x in items):
         return ["fl", len(items)]

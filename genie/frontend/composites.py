@@ -7,10 +7,14 @@ here ever returns an alias of an input, and none writes to one in the form that 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from genie.frontend.kernels import fast_kernel
 from genie.frontend.tensor import LazyTensor
 
 aten = torch.ops.aten
@@ -49,6 +53,27 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return found
 
 
+_observer = threading.local()
+
+
+@contextmanager
+def observed_by(observer: Any) -> Iterator[None]:
+    """While a graph is lowered in this thread, ``observer.composite`` gets the calls on its fake tensors."""
+    _observer.current = observer
+    try:
+        yield
+    finally:
+        _observer.current = None
+
+
+def _foreign(op: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A call that is not for the recorder as it stands: a gradient is needed, or a tensor is not ours."""
+    observer = getattr(_observer, "current", None)
+    if observer is None or observer.paused:
+        return op.decompose(*args, **kwargs)
+    return observer.composite(op, args, kwargs)
+
+
 def _kernel(op: Any, flag: int | None) -> Any:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if flag is not None and len(args) > flag and args[flag]:
@@ -62,17 +87,17 @@ def _kernel(op: Any, flag: int | None) -> Any:
                 if recorder is None:
                     recorder = a._h.rec
             elif isinstance(a, torch.Tensor):
-                return op.decompose(*args, **kwargs)
+                return _foreign(op, args, kwargs)
             elif a.__class__ is list or a.__class__ is tuple:
                 for x in tensors_in(a):
                     if x.__class__ is not LazyTensor or (grad and x.requires_grad):
-                        return op.decompose(*args, **kwargs)
+                        return _foreign(op, args, kwargs)
         if kwargs and any(
             x.__class__ is not LazyTensor or (grad and x.requires_grad) for x in tensors_in(kwargs.values())
         ):
-            return op.decompose(*args, **kwargs)
+            return _foreign(op, args, kwargs)
         if recorder is None:
-            return op.decompose(*args, **kwargs)
+            return _foreign(op, args, kwargs)
         return recorder.record(op, args, kwargs)
 
     return kernel
@@ -99,5 +124,6 @@ def register() -> None:
         flag = _TRAINING_FLAG.get(name)
         if flag is not None:
             _FLAGS[op] = flag
-        library.impl(op.name().removeprefix("aten::"), _kernel(op, flag), "AutogradPrivateUse1")
+        kernel = fast_kernel(op, _kernel(op, flag), refuse_flag=flag)
+        library.impl(op.name().removeprefix("aten::"), kernel, "AutogradPrivateUse1")
         KEPT.add(op)

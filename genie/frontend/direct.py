@@ -7,7 +7,7 @@ a gradient to record, or a tensor that is not ours, they pass the call on to the
 
 A view made here is not linked to its base in autograd, so an in-place write through it does not
 bump the base's version counter. `Handle.root` watches for the one case where that matters: a
-write after autograd has used the base or a view is refused (`recorder._check_roots`).
+write after autograd has used the base or a view is refused (`recorder.check_roots`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from genie.errors import UnsupportedOpError
 from genie.frontend.composites import _LIBRARY, overload
+from genie.frontend.kernels import fast_kernel
 from genie.frontend.recorder import HostOperandError
 from genie.frontend.tensor import LazyTensor
 
@@ -110,6 +111,10 @@ def _view(op: Any) -> Any:
 def register() -> None:
     library = torch.library.Library("aten", "IMPL")
     _LIBRARY.append(library)
-    for names, make in ((_VIEWS, _view), (_FUNCTIONAL, _functional)):
-        for name in names:
-            library.impl(name, make(overload(name)), "AutogradPrivateUse1")
+    for name in _VIEWS:
+        op = overload(name)
+        library.impl(name, fast_kernel(op, _view(op), is_view=True), "AutogradPrivateUse1")
+    for name in _FUNCTIONAL:
+        op = overload(name)
+        kernel = fast_kernel(op, _functional(op), numbers_for_tensors=op in _SCALAR_FORMS)
+        library.impl(name, kernel, "AutogradPrivateUse1")

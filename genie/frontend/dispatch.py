@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 
 from genie.errors import UnsupportedOpError
-from genie.frontend import composites, session
+from genie.frontend import arguments, composites, outputs, session
 from genie.frontend.handle import UNRECORDED, Handle
 from genie.frontend.recorder import HostOperandError
 from genie.frontend.specs import spec, spec_of
@@ -41,7 +43,13 @@ def _record(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     try:
         return recorder.record(func, args, kwargs)
     except HostOperandError:
-        return recorder.record(func, *_lift_host_tensors(func, recorder, args, kwargs))
+        args, kwargs = _lift_host_tensors(func, recorder, args, kwargs)
+    except outputs.NeedsFunctionalForm:
+        return outputs.functional_then_write(func, args, kwargs)
+    try:
+        return recorder.record(func, args, kwargs)
+    except outputs.NeedsFunctionalForm:
+        return outputs.functional_then_write(func, args, kwargs)
 
 
 _INDEXING = frozenset({
@@ -51,20 +59,34 @@ _INDEXING = frozenset({
 
 
 def _lift_host_tensors(func: Any, recorder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-    """0-dim CPU tensors and CPU indices may meet device tensors, as on any other device."""
+    """0-dim CPU tensors and CPU indices may meet device tensors, as on any other device: to be read."""
+    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    bound = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    for name in names:
+        written = bound.get(name)
+        if isinstance(written, Tensor) and not isinstance(written, LazyTensor):
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func} writes to a tensor on "
+                f"'{written.device}' and got others on 'genie:0': move the operands with .cpu()"
+            )
 
     def lift(a: Any) -> Any:
         if isinstance(a, (list, tuple)):
             return [lift(x) for x in a]
         if not isinstance(a, Tensor) or isinstance(a, LazyTensor):
             return a
+        if a.layout is not torch.strided:
+            raise UnsupportedOpError(
+                f"{func}: layout {a.layout} is not supported: use dense (strided) tensors"
+            )
         if a.dim() and func not in _INDEXING:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but {func} got tensors on 'genie:0' and "
                 f"'{a.device}': move the CPU tensor with .to('genie')"
             )
         handle = recorder.bind_host(_dense(a.detach()), False)
-        return wrap(spec_of(_dense(a)), handle)
+        # The gradient of the CPU tensor keeps the other operands, as that of a device tensor would.
+        return wrap(spec_of(_dense(a)), handle).requires_grad_(a.requires_grad)
 
     return tuple(lift(a) for a in args), {k: lift(v) for k, v in kwargs.items()}
 
@@ -94,8 +116,8 @@ def upload(src: Tensor, dtype: torch.dtype | None = None) -> LazyTensor:
     return wrap(s, recorder.bind_host(dense, is_parameter))
 
 
-def to_cpu(t: LazyTensor) -> Tensor:
-    return t._h.rec.fetch([t])[0]
+def to_cpu(t: LazyTensor, cause: str = "cpu") -> Tensor:
+    return t._h.rec.fetch([t], cause)[0]
 
 
 # -- handlers --------------------------------------------------------------------------------------
@@ -167,7 +189,7 @@ def _copy_from(src: Tensor, dst: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 def _local_scalar(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    return to_cpu(args[0]).item()
+    return to_cpu(args[0], "item").item()
 
 
 def _equal(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -179,12 +201,27 @@ def _equal(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
     return bool(aten.all.default(aten.eq.Tensor(a, b)).item())
 
 
+def _allclose(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    return bool(aten.all.default(aten.isclose.default(*args, **kwargs)).item())
+
+
 def _detach(func: Any, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
     t = args[0]
     return wrap_view(t._spec, t._h, t)
 
 
 def _identity(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+def _lift_fresh(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The end of ``torch.tensor``. While Dynamo traces, its fake goes on instead of the real tensor."""
+    if TracingContext.try_get() is not None:
+        from genie.frontend.replay.dynamo import fake_of, tracing_fake_mode
+
+        mode = tracing_fake_mode()
+        if mode is not None:
+            return fake_of(args[0], mode)
     return args[0]
 
 
@@ -197,9 +234,7 @@ def _metadata_in_place(out_of_place: Any) -> Any:
 
     def handler(func: Any, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
         t = args[0]
-        view = t._h.rec.record(out_of_place, args, kwargs)
-        torch.Tensor.data.__set__(t, view)  # type: ignore[attr-defined]
-        t._h, t._spec = view._h, view._spec
+        outputs.become(t, t._h.rec.record(out_of_place, args, kwargs))
         return t
 
     return handler
@@ -236,7 +271,7 @@ _SPECIAL: dict[Any, Any] = {
     aten.equal.default: _equal,
     aten.detach.default: _detach,
     aten.alias.default: _detach,
-    aten.lift_fresh.default: _identity,
+    aten.lift_fresh.default: _lift_fresh,
     aten.lift.default: _identity,
     aten.detach_.default: _identity,
     aten.is_pinned.default: _false,
@@ -249,14 +284,32 @@ _SPECIAL: dict[Any, Any] = {
     aten.as_strided_.default: _metadata_in_place(aten.as_strided.default),
     aten._conj.default: _physical(aten.conj_physical.default),
     aten._neg_view.default: _physical(aten.neg.default),
-    aten.resize_.default: _unsupported("allocate a tensor of the final shape instead"),
-    aten.resize_as_.default: _unsupported("allocate a tensor of the final shape instead"),
+    aten.resize_.default: outputs.resize_in_place,
+    aten.resize_as_.default: outputs.resize_in_place,
     aten.set_.source_Tensor: _unsupported("assign the tensor instead"),
     aten.set_.source_Storage: _unsupported("assign the tensor instead"),
     aten.set_.source_Storage_storage_offset: _unsupported("assign the tensor instead"),
     aten._pin_memory.default: _unsupported("device tensors cannot be pinned"),
-    aten.to_sparse.default: _unsupported("sparse tensors have no remote form"),
+    aten.allclose.default: _allclose,
+    **{
+        op: _unsupported("sparse tensors have no remote form; move it to the CPU first")
+        for op in (
+            aten.to_sparse.default,
+            aten.to_sparse.sparse_dim,
+            aten._to_sparse.default,
+            aten._to_sparse.sparse_dim,
+            aten._to_sparse_csr.default,
+            aten._to_sparse_csc.default,
+            aten._to_sparse_bsr.default,
+            aten._to_sparse_bsc.default,
+        )
+    },
 }
+
+
+def special_ops() -> Collection[Any]:
+    """Ops that are more than one instruction, or none."""
+    return _SPECIAL.keys()
 
 
 def choose_handler(func: Any) -> Any:
@@ -266,12 +319,42 @@ def choose_handler(func: Any) -> Any:
         if func in composites.KEPT:
             handler = _kept_composite
         elif func.namespace != "aten":
-            handler = _unsupported("only ATen ops cross the wire: run this op on the CPU, or decompose it")
+            handler = _foreign(func)
+        elif outputs.is_composite_out(func):
+            handler = outputs.composite_handler
         elif torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             handler = _decompose
+        elif any(a.name == "device" for a in func._schema.arguments):
+            handler = _record_or_leave
         else:
             handler = _record
     func._genie_handler = handler  # an attribute, because ops hash slowly
+    return handler
+
+
+def _record_or_leave(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``zeros_like(x, device="cpu")`` and its like: of ``x`` they need the geometry only, not the values."""
+    device = kwargs.get("device")
+    if device is None or device.type == "genie":
+        return _record(func, args, kwargs)
+
+    def stand_in(t: Tensor) -> Tensor:
+        if not isinstance(t, LazyTensor):
+            return t
+        return torch.empty_strided(t._spec.shape, t._spec.stride, dtype=t.dtype, device="cpu")
+
+    return func(*[arguments.map_tensors(a, stand_in) for a in args], **kwargs)
+
+
+def _foreign(func: Any) -> Any:
+    """Ops from outside PyTorch: one written in Python for every device runs here, op by op."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeExplicitAutograd"):
+        return _unsupported("only ATen ops cross the wire: run this op on the CPU, or decompose it")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+
+    def handler(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return func.redispatch(keys, *args, **kwargs)
+
     return handler
 
 
@@ -286,6 +369,8 @@ def register() -> None:
         op = composites.overload(name)
         library.impl(name, _factory(op, _empty), "PrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_efficientzerotensor", _factory(aten.zeros.default, _record_factory), "PrivateUse1")
+    outputs.register(library)
     for name in (
         "full", "zeros", "ones", "arange.start_step", "arange.start", "arange", "scalar_tensor", "eye",
         "eye.m", "linspace", "logspace", "rand", "randn", "randint", "randint.low", "randperm",
@@ -298,9 +383,6 @@ def register() -> None:
             op.name(), "CompositeImplicitAutograd"
         ):
             library.impl(name, _factory(op, _record_factory), "PrivateUse1")
-    autocast = torch.library.Library("_", "IMPL")
-    autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    _LIBRARY.append(autocast)
 
 
 def _factory(op: Any, handler: Any) -> Any:

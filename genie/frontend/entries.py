@@ -9,7 +9,9 @@ import torch
 
 from genie.errors import UnsupportedOpError
 from genie.frontend import arguments, rules
+from genie.frontend.outputs import NeedsFunctionalForm, out_names
 from genie.frontend.specs import Spec, meta_tensor, spec, spec_of, to_wire
+from genie.wire.allowed_ops import check as check_allowed
 from genie.wire.messages import OpDef, TensorSpec
 
 
@@ -22,8 +24,8 @@ class Entry:
     """
 
     __slots__ = (
-        "checked", "container", "dynamic", "literals", "op", "outs", "results", "single", "tid", "views",
-        "writes",
+        "checked", "container", "dynamic", "literals", "once", "op", "outs", "results", "single", "tid",
+        "views", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +40,11 @@ class Entry:
         self.views = False
         self.checked = False
         self.dynamic = False
+        self.once = False  # a dynamic entry whose outputs, once told, stay as they are
+
+    def with_specs(self, specs: list[Spec]) -> Entry:
+        """The same instruction with other predictions for its new tensors."""
+        return Entry(self.op, self.tid, self.literals, list(specs), self.container, self.writes)
 
     def wire_specs(self) -> list[TensorSpec]:
         return [to_wire(s) for s in self.outs]
@@ -85,19 +92,24 @@ def op_name(func: torch._ops.OpOverload) -> str:
 def make_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any], tensors: list) -> Entry:
     """Infers the outputs of one call. Raises DataDependent, or the op's own error for bad arguments."""
     name = op_name(func)
+    check_allowed(name)
     literals: list[int] = []
     arg_patterns = [arguments.pattern_of(a, literals, name) for a in args]
     kwarg_patterns = arguments.kwargs_pattern(kwargs, literals, name)
     writes = func._schema.is_mutable or writes_running_statistics(func._schema, args, kwargs)
+    if rules.differs_between_devices(func, args, kwargs):
+        raise DataDependent(f"what {name} returns differs between devices")
     ruled = rules.infer(func, args, kwargs)
     if ruled is not None:
-        results, container = [ruled], None
+        results: list = ruled if isinstance(ruled, list) else [ruled]
+        container: Any = list if isinstance(ruled, list) else None
     else:
         results, container = _infer_on_meta(func, args, kwargs, tensors)
     outs = [-1 if isinstance(r, Spec) else -2 if r is None else r for r in results]
     tid = define(name, arg_patterns, kwarg_patterns, outs)
     entry = Entry(name, tid, tuple(literals), results, container, writes)
     entry.views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    entry.checked = ruled is not None and rules.is_certain(func, args)
     return entry
 
 
@@ -112,8 +124,12 @@ def writes_running_statistics(schema: Any, args: tuple, kwargs: dict[str, Any]) 
 
 
 def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Entry:
-    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for lists."""
+    """An entry whose new outputs have unknown specs. Raises UnsupportedOpError for lists and views,
+    NeedsFunctionalForm for ``out=``."""
+    if out_names(func):
+        raise NeedsFunctionalForm
     name = op_name(func)
+    check_allowed(name)
     literals: list[int] = []
     arg_patterns = [arguments.pattern_of(a, literals, name) for a in args]
     kwarg_patterns = arguments.kwargs_pattern(kwargs, literals, name)
@@ -125,13 +141,24 @@ def dynamic_entry(func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, An
                 "move its inputs to the CPU with .cpu() first"
             )
         outs.append(0 if r.alias_info is not None else -1)
+    if 0 in outs and not (args and isinstance(args[0], torch.Tensor)):
+        raise UnsupportedOpError(
+            f"{name} writes to an argument that is not its first: use its functional form"
+        )
     tid = define(name, arg_patterns, kwarg_patterns, outs)
     results: list = [0 if o == 0 else None for o in outs]
     entry = Entry(
         name, tid, tuple(literals), results, tuple if len(outs) > 1 else None, func._schema.is_mutable
     )
     entry.dynamic = entry.checked = True
+    entry.once = rules.differs_between_devices(func, args, kwargs)
     return entry
+
+
+def learned_entry(asked: Entry, specs: list[Spec]) -> Entry:
+    """What a dynamic entry becomes whose outputs do not depend on values, now that the server told."""
+    container = asked.container
+    return Entry(asked.op, asked.tid, asked.literals, list(specs), container, asked.writes)
 
 
 _NEEDS_VALUES = (
@@ -141,6 +168,7 @@ _NEEDS_VALUES = (
     "Cannot copy out of meta",
     "'Meta' backend",
     "item()",
+    "a meta tensor without output_size",
 )
 
 
@@ -167,6 +195,8 @@ def _infer_on_meta(func: torch._ops.OpOverload, args: tuple, kwargs: dict, tenso
         raise
     for m, k in metas.values():
         if before[k] != (tuple(m.shape), m.stride()):
+            if out_names(func):
+                raise NeedsFunctionalForm
             raise UnsupportedOpError(
                 f"{func.name()} resizes its argument {k}: give it a tensor of the final shape"
             )

@@ -26,26 +26,37 @@ class Shadow:
         self.tensor, self.alive = tensor, alive
 
 
-class Handle:
-    """Names one remote value; when the last tensor that holds it dies, the value is released.
+class Value:
+    """Names one remote value.
 
-    ``gid`` >= 0 numbers values made by programs, in program order; < 0 those uploaded.
+    ``gid`` >= 0 numbers values made by programs, in program order; < 0 those uploaded. A value of the
+    program that is being recorded is a plain `Value`: whether it is still held is looked up when the
+    program ends, which costs less than a finalizer. What is held then becomes a `Handle`.
     """
 
     __slots__ = ("__weakref__", "empty", "gid", "rec", "root", "shadow")
 
+    rec: Recorder
+    gid: int
+    shadow: Shadow | None
+    #: shared by a value and its views: [autograd saw one of them, one was made without autograd]
+    root: list[bool] | None
+    #: the (func, args, kwargs) of an unrecorded ``empty``
+    empty: Any
+
+
+class Handle(Value):
+    """A value that outlives its program: when the last tensor that holds it dies, it is released."""
+
+    __slots__ = ()
+
     def __init__(self, rec: Recorder, gid: int) -> None:
         self.rec = rec
         self.gid = gid
-        self.shadow: Shadow | None = None
-        #: shared by a value and its views: [autograd saw one of them, one was made without autograd]
-        self.root: list[bool] | None = None
-        self.empty: Any = None  # the (func, args, kwargs) of an unrecorded ``empty``
+        self.shadow = None
+        self.root = None
+        self.empty = None
 
     def __del__(self) -> None:
-        gid = self.gid
-        base, alive = self.rec.scope
-        if gid >= base:
-            alive[gid - base] = 0
-        elif gid != UNRECORDED:
-            self.rec.dead.append(gid)
+        if self.gid != UNRECORDED:
+            self.rec.dead.append(self.gid)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from genie.frontend.entries import Entry
 from genie.wire.messages import Check, OpDef, ProgramReceipt, Relayout, TemplateBody, TensorSpec
+
+if TYPE_CHECKING:
+    from genie.profiling.recording import ProgramTrace
 
 
 @dataclass
@@ -35,13 +38,19 @@ class Program:
     fresh: list[int]  # instructions whose entry is used for the first time
     first: int = 0  # number of the first instruction, counted through the session
     capture_s: float = 0.0
+    layouts: list[tuple[int, list[int]]] = field(default_factory=list)  # see `TemplateBody`
+    replay: bool = False
+    started: float = 0.0  # `time.perf_counter` when the first op was recorded
+    trace: ProgramTrace | None = None  # what a profile that is being taken follows it with
 
     def tids(self) -> list[int]:
         """The op definitions that the program uses, each once."""
         return list(dict.fromkeys(e.tid for e in self.entries))
 
     def body(self, defs: list[OpDef]) -> TemplateBody:
-        return TemplateBody(defs, self.key[0], self.n_ext, self.n_slots, self.key[1])
+        return TemplateBody(
+            defs, self.key[0], self.n_ext, self.n_slots, self.key[1], self.layouts, self.replay
+        )
 
     def checks(self) -> list[Check]:
         return [Check(i, self.entries[i].wire_specs()) for i in self.fresh if self.entries[i].outs]

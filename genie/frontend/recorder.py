@@ -1,37 +1,40 @@
-"""Records operations on device ``genie`` in program order and hands programs to an executor.
+"""Records operations on device ``genie`` in program order.
 
-The hot path is `Recorder.record`: build a key, look up its `Entry`, append a few ints, wrap the
-outputs. Shape inference, patterns and checks happen once per key, on a miss.
+`Recorder.record` takes any call: build a key, look up its `Entry`, append a few ints, wrap the
+outputs. Shape inference, patterns and checks happen once per key, on a miss. The hottest ops do the
+same in generated code of their own (see `kernels`).
 """
 
 from __future__ import annotations
 
-import threading
+import sys
 import time
-from array import array
-from collections import deque
 from sys import _getframe
-from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import is_grad_enabled as _grad_enabled
 
-from genie.errors import RemoteError, SessionClosedError, UnsupportedOpError
-from genie.frontend import shadows
-from genie.frontend.callsite import _INTERNAL, describe, is_internal
-from genie.frontend.entries import DataDependent, Entry, define, dynamic_entry, make_entry
-from genie.frontend.handle import UNRECORDED, Handle, Shadow
-from genie.frontend.program import Executor, Outcome, Program
+from genie.errors import SessionClosedError, UnsupportedOpError
+from genie.frontend import kernels, shadows
+from genie.frontend.callsite import user_frame
+from genie.frontend.entries import DataDependent, Entry, define, dynamic_entry, learned_entry, make_entry
+from genie.frontend.handle import UNRECORDED, Handle, Value
+from genie.frontend.program import Executor
 from genie.frontend.specs import Spec, spec
+from genie.frontend.stream import SHADOW_BYTES, ProgramStream
 from genie.frontend.tensor import LazyTensor, wrap, wrap_view
 from genie.wire.messages import TensorSpec
 
-#: host tensors up to this many bytes keep a shadow
-SHADOW_BYTES = 8192
-
 _TRUE, _FALSE, _FLOAT, _KWARGS = object(), object(), object(), object()
+
+
+def _any_requires_grad(tensors: list[LazyTensor]) -> bool:
+    for t in tensors:  # noqa: SIM110 - a generator would cost more than the loop
+        if t.requires_grad:
+            return True
+    return False
 
 
 def _all_ints(items: list) -> bool:
@@ -41,47 +44,31 @@ def _all_ints(items: list) -> bool:
     return True
 
 
+class _Ended:
+    """In the place of an ended recorder's tables: the lookup that starts every recording raises."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def get(self, key: Any) -> Any:
+        raise SessionClosedError(
+            f"this tensor belongs to a session that has ended ({self._reason}): move the model to the new one"
+        )
+
+
 class HostOperandError(Exception):
     """A CPU tensor is among an op's arguments (`dispatch` lifts it where that is allowed)."""
 
 
-class Recorder:
+class Recorder(ProgramStream):
     """One per session. Not shared between sessions; its lock makes it safe between threads."""
 
     def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self.lock = threading.RLock()
+        super().__init__(executor)
         self.entries: dict[tuple, Entry] = {}
-        self.closed: str | None = None
-        self.scope: tuple[int, bytearray] = (0, bytearray())
-        self.dead: list[int] = []
-        self.programs = 0
-        self.syncs = 0
-        self.ops = 0
-        self.capture_s = 0.0
-        self._uploads = 0
-        self._chunk = executor.chunk
-        #: where recent instructions were recorded: (number of the first, code objects, their offsets)
-        self._recent: deque[tuple[int, list[CodeType | None], list[int]]] = deque(maxlen=64)
-        self._begin(0)
-
-    # -- recording -------------------------------------------------------------------------------
-
-    def _begin(self, base: int) -> None:
-        self._code: list[int] = []
-        self._literals: list[int] = []
-        self._floats: list[float] = []
-        self._entries: list[Entry] = []
-        self._fresh: list[int] = []
-        self._codes: list[CodeType | None] = []
-        self._offsets: list[int] = []
-        self._ext: dict[int, int] = {}
-        self._inputs: list[tuple[int, Tensor]] = []
-        self._base = base
-        self._alive = bytearray()
-        self._started = 0.0
-        # One atomic store: a handle that dies in between finds either the old scope or the new one.
-        self.scope = (base, self._alive)
+        #: entries by the short keys of the generated kernels
+        self.tables: list[dict[Any, Entry]] = [{} for _ in range(kernels.count())]
+        self._last: Entry | None = None
 
     def record(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Appends one op; returns what the op returns, as lazy tensors.
@@ -127,26 +114,22 @@ class Recorder:
             entry = self.entries.get(hashed)
             if entry is None:
                 entry = self.entries[hashed] = self._make_entry(func, args, kwargs, tensors)
+            self._last = entry
             if entry.dynamic:
-                return self._record_dynamic(func, args, kwargs, entry, slots, floats, tensors)
+                asked = self._record_dynamic(func, args, kwargs, entry, slots, floats, tensors)
+                if entry.once:
+                    self.entries[hashed] = learned_entry(entry, [t._spec for t in asked])
+                return asked
 
             if entry.writes:
-                _check_roots(func, [tensors[r] for r in entry.results if r.__class__ is int] or tensors)
-            entries, alive = self._entries, self._alive
+                check_roots(func, [tensors[r] for r in entry.results if r.__class__ is int] or tensors)
+            entries = self._entries
             if not entry.checked:
                 entry.checked = True
                 self._fresh.append(len(entries))
             if not entries:
                 self._started = time.perf_counter()
-            frame: Any = _getframe(1)
-            site = frame.f_code
-            while _INTERNAL.get(site) or (site not in _INTERNAL and is_internal(site)):
-                frame = frame.f_back
-                if frame is None:
-                    break
-                site = frame.f_code
-            self._codes.append(site)
-            self._offsets.append(frame.f_lasti if frame is not None else -1)
+            self._add_caller(_getframe(1))
             entries.append(entry)
             self._code.append(entry.tid)
             self._code += slots
@@ -154,7 +137,7 @@ class Recorder:
                 self._literals += entry.literals
             if floats:
                 self._floats += floats
-            if _grad_enabled():
+            if _grad_enabled() and _any_requires_grad(tensors):
                 for t in tensors:
                     h = t._h
                     if h.root is None:
@@ -165,8 +148,7 @@ class Recorder:
             if single is None:
                 out = self._outputs(func, args, kwargs, entry, tensors, known)
             else:
-                handle = Handle(self, base + len(alive))
-                alive.append(1)
+                handle = self._new_value()
                 if entry.views:
                     out = wrap_view(single, handle, tensors[0])
                     handle.root = tensors[0]._h.root
@@ -181,6 +163,16 @@ class Recorder:
             if len(entries) >= self._chunk:
                 self.flush()
             return out
+
+    def record_first(
+        self, func: Any, call: tuple[tuple, dict[str, Any]], table: dict[Any, Entry], key: Any
+    ) -> Any:
+        """Records for a generated kernel that has not met this call's key, and fills its table."""
+        out = self.record(func, *call)
+        entry = self._last
+        if entry is not None and not (entry.dynamic or entry.writes) and None not in entry.results:
+            table[key] = entry
+        return out
 
     def _make_entry(self, func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[LazyTensor]) -> Entry:
         try:
@@ -198,7 +190,6 @@ class Recorder:
         known: bool,
     ) -> Any:
         """The outputs of ops that return several tensors, or write to their arguments."""
-        alive, base = self._alive, self._base
         if entry.writes:
             shadows.write(func, args, kwargs, tensors, known)
             known = False
@@ -209,8 +200,7 @@ class Recorder:
             elif r is None:
                 flat.append(None)
             else:
-                handle = Handle(self, base + len(alive))
-                alive.append(1)
+                handle = self._new_value()
                 if entry.views:
                     flat.append(wrap_view(r, handle, tensors[0]))
                     handle.root = tensors[0]._h.root
@@ -270,38 +260,66 @@ class Recorder:
         add((cls, repr(a)))
         return True
 
+    def _new_value(self) -> Value:
+        """A name for the next tensor that the program makes."""
+        made = self._made
+        value = Value()
+        value.rec, value.gid, value.shadow, value.root = self, self._base + len(made), None, None
+        made.append(value)
+        return value
+
+    def close(self, reason: str) -> None:
+        """Ends the session: reading its tensors, and recording ops on them, raises SessionClosedError."""
+        super().close(reason)
+        ended: Any = _Ended(reason)
+        self.entries, self.tables = ended, [ended] * len(self.tables)
+
+    def _add_caller(self, frame: Any) -> None:
+        found = user_frame(frame)
+        self._sites += (None, -1) if found is None else (found.f_code, found.f_lasti)
+
+    def external_slot(self, h: Value) -> int:
+        """The slot of a value that the current program did not make (or has yet to: an ``empty``)."""
+        gid = h.gid
+        if h.rec is not self or gid == UNRECORDED:
+            gid = self._adopt(h)
+        return gid - self._base if gid >= self._base else self._external(gid)
+
     def _external(self, gid: int) -> int:
         slot = self._ext.get(gid)
         if slot is None:
             slot = self._ext[gid] = -len(self._ext) - 1
         return slot
 
-    def _adopt(self, h: Handle) -> int:
+    def _adopt(self, h: Value) -> int:
         """The slow ways to a gid: an ``empty`` recorded at its first use, or a foreign handle."""
         if h.rec is not self:
-            why = h.rec.closed
+            why = h.rec.closed or self.closed
             raise SessionClosedError(
                 f"this tensor belongs to a session that has ended ({why}): move the model to the new one"
                 if why
                 else "tensors of two Genie sessions met in one op: move one of them with .cpu()"
             )
         func, args, kwargs = h.empty
-        fresh = self.record(func, args, kwargs)
+        chunk, self._chunk = self._chunk, sys.maxsize  # slots of the op that asks are counted from here
+        try:
+            h.gid = self.record(func, args, kwargs)._h.gid
+        finally:
+            self._chunk = chunk
         h.empty = None
-        other = fresh._h
-        h.gid, other.gid = other.gid, UNRECORDED
+        h.__class__ = Value
+        self._made[h.gid - self._base] = h
         return h.gid
 
     def _record_dynamic(self, func, args, kwargs, entry, slots, floats, tensors) -> Any:  # type: ignore[no-untyped-def]
         """An op whose output specs only the server can tell: run up to it and ask."""
         if entry.writes:
-            _check_roots(func, [tensors[r] for r in entry.results if r == 0])
+            check_roots(func, [tensors[r] for r in entry.results if r == 0])
             shadows.write(func, args, kwargs, tensors, False)
         self._append(entry, slots, floats)
         handles = []
         for _ in (r for r in entry.results if r is None):
-            handles.append(Handle(self, self._base + len(self._alive)))
-            self._alive.append(1)
+            handles.append(self._new_value())
         described = self.flush(describe=[h.gid for h in handles]).described if handles else []
         outs: list[Any] = []
         values = iter(zip(handles, described, strict=True))
@@ -312,97 +330,15 @@ class Recorder:
     def _append(self, entry: Entry, slots: list[int], floats: list[float]) -> None:
         if not self._entries:
             self._started = time.perf_counter()
-        frame: FrameType | None = _getframe(2)
-        while frame is not None and is_internal(frame.f_code):
-            frame = frame.f_back
-        self._codes.append(frame.f_code if frame is not None else None)
-        self._offsets.append(frame.f_lasti if frame is not None else -1)
+        self._add_caller(_getframe(2))
         self._entries.append(entry)
         self._code.append(entry.tid)
         self._code += slots
         self._literals += entry.literals
         self._floats += floats
 
-    # -- values from and to the host -------------------------------------------------------------
-
-    def bind_host(self, tensor: Tensor, is_parameter: bool) -> Handle:
-        """A handle for the present content of a dense CPU tensor."""
-        with self.lock:
-            self._uploads += 1
-            handle = Handle(self, -self._uploads)
-            if tensor.nbytes <= self.executor.inline_bytes and not is_parameter:
-                copy = tensor.detach().clone(memory_format=torch.preserve_format)
-                self._inputs.append((handle.gid, copy))
-                if tensor.nbytes <= SHADOW_BYTES:
-                    # The shadow may be written to by later ops; the copy that travels must not.
-                    handle.shadow = Shadow(copy.clone(), [True])
-            else:
-                self.executor.upload(handle.gid, tensor, is_parameter)
-            return handle
-
-    def fetch(self, tensors: list[LazyTensor]) -> list[Tensor]:
-        """The tensors' values on the CPU: one round trip, or none where the host knows them."""
-        with self.lock:
-            shadows_ = [t._h.shadow for t in tensors]
-            if all(s is not None and s.alive[0] for s in shadows_):
-                return [s.tensor.clone() for s in shadows_]  # type: ignore[union-attr]
-            gids = [self.gid_of(t) for t in tensors]
-            self.syncs += 1
-            return self.flush(fetch=gids).fetched
-
-    def flush(self, fetch: list[int] | None = None, describe: list[int] | None = None) -> Outcome:
-        """Sends what is recorded. Raises the server's error, naming the Python line it came from."""
-        with self.lock:
-            if self.closed:
-                raise SessionClosedError(f"this session has ended ({self.closed}): open a new one")
-            if not (self._entries or fetch or describe or self._inputs or self.dead):
-                return Outcome()
-            program = self._finish()
-            try:
-                outcome = self.executor.execute(program, fetch or [], describe or [])
-            except RemoteError as exc:
-                self._add_site(exc)
-                raise
-            for r in outcome.relayouts:
-                program.entries[r.instruction].correct(r.output, r.stride)
-            return outcome
-
-    def _finish(self) -> Program:
-        old_alive, base, ended = self._alive, self._base, time.perf_counter()
-        dead, self.dead = self.dead, []
-        program = Program(
-            key=(b"", b""),
-            n_ext=len(self._ext),
-            n_slots=len(old_alive),
-            literals=self._literals,
-            floats=self._floats,
-            ext=list(self._ext),
-            base=base,
-            inputs=self._inputs,
-            release=dead,
-            entries=self._entries,
-            fresh=self._fresh,
-            first=self.ops,
-            capture_s=ended - self._started if self._entries else 0.0,
-        )
-        code = array("i", self._code).tobytes()
-        self._recent.append((self.ops, self._codes, self._offsets))
-        self.programs += 1 if self._entries else 0
-        self.ops += len(self._entries)
-        self.capture_s += program.capture_s
-        self._begin(base + len(old_alive))
-        kept = array("i", [i for i, a in enumerate(old_alive) if a]).tobytes()
-        program.key = (code, kept)
-        return program
-
-    def _add_site(self, exc: RemoteError) -> None:
-        """Tells in the error which Python line recorded the instruction that failed, if it is recent."""
-        number = getattr(exc, "instruction", -1)
-        for first, codes, offsets in self._recent:
-            code = codes[number - first] if first <= number < first + len(codes) else None
-            if code is not None:
-                site = describe(code, offsets[number - first])
-                exc.args = (f"{exc.args[0]}\n  recorded at {site}", *exc.args[1:])
+    def new_handle(self, gid: int) -> Handle:
+        return Handle(self, gid)
 
     def gid_of(self, t: LazyTensor) -> int:
         """The gid of a tensor, recording an ``empty`` that nothing has used yet."""
@@ -416,15 +352,24 @@ class Recorder:
             entry = Entry("genie::manual_seed", tid, (seed,), [], None, False)
             self._append(entry, [], [])
 
-    def close(self, reason: str) -> None:
-        """Ends the session: later use of its tensors raises SessionClosedError."""
+    def rng_state(self) -> Tensor:
+        """The state of the session's random numbers after all that is recorded: a CPU ByteTensor."""
         with self.lock:
-            if self.closed is None:
-                self.closed = reason
-                self.executor.close()
+            tid = define("genie::get_rng_state", [], {}, [-1])
+            self._append(Entry("genie::get_rng_state", tid, (), [], None, False), [], [])
+            handle = self._new_value()
+            return self.flush(fetch=[handle.gid], cause="get_rng_state").fetched[0]
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Sets it, in program order. The server refuses what is no state of its device's generator."""
+        with self.lock:
+            handle = self.bind_host(state.contiguous(), False)
+            tid = define("genie::set_rng_state", [["t"]], {}, [])
+            entry = Entry("genie::set_rng_state", tid, (), [], None, False)
+            self._append(entry, [self._external(handle.gid)], [])
 
 
-def _check_roots(func: Any, written: list[LazyTensor]) -> None:
+def check_roots(func: Any, written: list[LazyTensor]) -> None:
     """A write that a pending backward could not notice is refused (see `direct`)."""
     for t in written:
         root = t._h.root
@@ -435,7 +380,7 @@ def _check_roots(func: Any, written: list[LazyTensor]) -> None:
             )
 
 
-def _described(handle: Handle, s: TensorSpec) -> LazyTensor:
+def _described(handle: Value, s: TensorSpec) -> LazyTensor:
     return wrap(_spec_from_wire(s), handle)
 
 

@@ -16,9 +16,10 @@ from genie.frontend.tensor import LazyTensor
 
 aten = torch.ops.aten
 
-SIZED_BY_FLOATS = frozenset(
-    {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.range.default, aten.range.step}
-)
+SIZED_BY_FLOATS = frozenset({
+    aten.arange.default, aten.arange.start, aten.arange.start_step, aten.range.default, aten.range.step,
+    aten.arange.out, aten.arange.start_out, aten.range.out, aten.range.out_,
+})  # fmt: skip
 
 _VIEWS = frozenset({
     aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.expand.default,

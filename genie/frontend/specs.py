@@ -9,11 +9,14 @@ import torch
 
 from genie.wire.messages import TensorSpec
 
+#: device ``genie`` under the name that it has before it is registered
+_DEVICE = torch.device("privateuseone", 0)
+
 
 class Spec:
     """Shape, stride and storage offset (in elements) and dtype of a strided tensor."""
 
-    __slots__ = ("dtype", "nbytes", "numel", "offset", "shape", "stride")
+    __slots__ = ("dtype", "nbytes", "numel", "offset", "shape", "stride", "wrapper")
 
     def __init__(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int, dtype: torch.dtype):
         self.shape, self.stride, self.offset, self.dtype = shape, stride, offset, dtype
@@ -22,6 +25,8 @@ class Spec:
             numel *= n
         self.numel = numel
         self.nbytes = numel * dtype.itemsize
+        #: what `_make_wrapper_subclass` takes, from the size on
+        self.wrapper = (shape, stride, offset, None, dtype, torch.strided, _DEVICE)
 
     def __repr__(self) -> str:
         return f"{str(self.dtype)[6:]}{list(self.shape)}"

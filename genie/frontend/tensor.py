@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from genie.errors import UnsupportedOpError
-from genie.frontend.handle import Handle
+from genie.frontend.handle import Value
 from genie.frontend.specs import Spec
 
 _EMPTY: dict[str, Any] = {}
@@ -19,7 +20,7 @@ class LazyTensor(torch.Tensor):
     ``_h`` names the value, ``_spec`` is its geometry. Detached copies share the handle.
     """
 
-    _h: Handle
+    _h: Value
     _spec: Spec
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -34,11 +35,18 @@ class LazyTensor(torch.Tensor):
             from genie.frontend.dispatch import choose_handler
 
             handler = choose_handler(func)
-        return handler(func, args, _EMPTY if kwargs is None else kwargs)
+        try:
+            return handler(func, args, _EMPTY if kwargs is None else kwargs)
+        except Exception as exc:
+            from genie.frontend import backward
+
+            if not backward.caller_is_autograd():
+                raise
+            return backward.stand_in(func, args, kwargs or _EMPTY, exc)
 
     @property
     def data(self) -> torch.Tensor:
-        return self.detach()
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined] # not detach(): own version counter
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -85,25 +93,27 @@ class LazyTensor(torch.Tensor):
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("can't convert a tensor on device 'genie' to numpy: use tensor.cpu() first")
 
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        raise BufferError("a tensor on device 'genie' has no memory to share here: use tensor.cpu() first")
+
     def data_ptr(self) -> int:
         raise UnsupportedOpError("a tensor on device 'genie' has no address here: its data is on a server")
 
 
-_make = torch.Tensor._make_wrapper_subclass
+#: makes a wrapper from `Spec.wrapper`
+make = partial(torch.Tensor._make_wrapper_subclass, LazyTensor)
 _DEVICE: list[torch.device] = []
-_STRIDED = torch.strided
 
 
-def wrap(s: Spec, handle: Handle) -> LazyTensor:
+def wrap(s: Spec, handle: Value) -> LazyTensor:
     """A lazy tensor of geometry ``s`` for the value that ``handle`` names."""
-    # Positional: (class, size, strides, storage offset, memory format, dtype, layout, device).
-    t = _make(LazyTensor, s.shape, s.stride, s.offset, None, s.dtype, _STRIDED, _DEVICE[0])
+    t = make(*s.wrapper)
     t._h = handle
     t._spec = s
     return t
 
 
-def wrap_view(s: Spec, handle: Handle, base: torch.Tensor) -> LazyTensor:
+def wrap_view(s: Spec, handle: Value, base: torch.Tensor) -> LazyTensor:
     """As `wrap`, for a view of ``base``: a view of a normal tensor is normal under inference_mode too."""
     if torch.is_inference_mode_enabled() and not base.is_inference():
         with torch.inference_mode(False):

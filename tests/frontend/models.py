@@ -17,12 +17,12 @@ def gpt2(layers: int = 2) -> torch.nn.Module:
     return GPT2LMHeadModel(config).eval()
 
 
-def llama() -> torch.nn.Module:
+def llama(layers: int = 2) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=512, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
