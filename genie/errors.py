@@ -17,6 +17,10 @@ class SessionClosedError(GenieError):
     """A tensor or a session was used after its session had ended."""
 
 
+class ParameterInUseError(GenieError, RuntimeError):
+    """A module cannot move to or from device ``genie``: an autograd graph, or a view, holds a parameter."""
+
+
 class RemoteError(GenieError):
     """A server failed to do what the client asked; carries the server's log tail."""
 

@@ -84,7 +84,7 @@ def query_length_at(graph: Graph) -> tuple[int, int, int] | None:
 
 
 def _concatenated(graph: Graph, node: Node, grown: set[int]) -> Growth | None:
-    if len(node.inputs) != 2:
+    if len(node.inputs) != 2 or not node.specs:  # with out= the result is one of the inputs
         return None
     (cache, new), spec = node.inputs, node.specs[0]
     new_spec = graph.wiring.spec[new]

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from genie.frontend.recorder import Recorder
 from genie.frontend.tensor import LazyTensor
@@ -181,12 +182,22 @@ def _needs_gradients(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
 
 
+def _has_global_hooks() -> bool:
+    """Hooks for all modules, which Dynamo neither calls nor guards against."""
+    return bool(
+        modules._global_forward_pre_hooks
+        or modules._global_forward_hooks
+        or modules._global_backward_pre_hooks
+        or modules._global_backward_hooks
+    )
+
+
 def _outermost(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stands in for `nn.Module._call_impl`, which calls of inner modules reach at once."""
     if torch.compiler.is_compiling() or getattr(_thread, "inside", False):
         return self._call_impl(*args, **kwargs)
     recorder = _recorder_of(self)
-    if recorder is None or not recorder.replay or _needs_gradients(self):
+    if recorder is None or not recorder.replay or _needs_gradients(self) or _has_global_hooks():
         return self._call_impl(*args, **kwargs)
     replay = _modules.get(self)
     if replay is None:
@@ -204,7 +215,7 @@ def switch_on() -> None:
     with _lock:
         _users += 1
         # The one private hook: `nn.Module.__call__` tries this attribute first. Dynamo passes it over.
-        nn.Module._compiled_call_impl = _outermost  # type: ignore[assignment, method-assign]
+        nn.Module._compiled_call_impl = _outermost
 
 
 def switch_off() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from genie.frontend.replay import dynamo
-from genie.frontend.replay.lower import CannotLowerError, Layouts, lower
+from genie.frontend.replay.capture import CannotLowerError, Layouts
+from genie.frontend.replay.lower import lower
 from genie.frontend.replay.segment import Segment
 from genie.frontend.tensor import LazyTensor
 

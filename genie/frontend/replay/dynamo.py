@@ -74,7 +74,7 @@ def changing_sizes(sources: Iterable[tuple[str, int]]) -> AbstractContextManager
     """While Dynamo traces in here, these dimensions, as (source, dimension), are symbolic from the start.
     Without this (torch before 2.12) it first traces them as constants, and once more when they change."""
     entries = [f"{name}:{dim}" for name, dim in sources if "," not in name and " " not in name]
-    config = torch.compiler.config
+    config: Any = torch.compiler.config
     if not entries or not hasattr(config, "dynamic_values"):
         return nullcontext()
     return config.patch(dynamic_sources=",".join(entries))

@@ -12,7 +12,8 @@ from genie.frontend import shadows
 from genie.frontend.handle import UNRECORDED
 from genie.frontend.program import Program
 from genie.frontend.recorder import check_roots
-from genie.frontend.replay.lower import Layouts, Lowered, Output
+from genie.frontend.replay.capture import Layouts, Output
+from genie.frontend.replay.lower import Lowered
 from genie.frontend.replay.symbols import evaluator
 from genie.frontend.specs import Spec
 from genie.frontend.tensor import LazyTensor, wrap, wrap_view
@@ -50,6 +51,7 @@ class Segment:
         self._evaluate_made: Callable[..., list[int]] | None = None
         self._made_symbolic, self._names = made, names
         self._tensors = lowered.tensors
+        self._views_of_arguments = [-o.root - 1 for o in lowered.outputs if o.kind == "slot" and o.root < 0]
         self._checked: weakref.WeakSet[Recorder] = weakref.WeakSet()
         self._fixed: list[Spec | None] = self._specs(self._sizes) if self._evaluate_sizes is None else []
 
@@ -104,6 +106,9 @@ class Segment:
             if written:
                 check_roots("a compiled graph", written)
                 shadows.kill(written)
+            if self._views_of_arguments:
+                # A write through such an output would not reach the host's copy of the argument.
+                shadows.kill([tensors[k] for k in self._views_of_arguments])
             fresh = recorder not in self._checked
             program = Program(
                 key=self.key,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.utils._sympy.printers import PythonPrinter
 
@@ -69,4 +69,3 @@ def evaluator(values: Sequence[int], symbols: Sequence[Any]) -> Callable[..., li
     scope: dict[str, Any] = {"math": math, "torch": torch}
     exec(compile(source, "<genie sizes>", "exec"), scope)  # printed by sympy from checked expressions
     return scope["evaluate"]
-
