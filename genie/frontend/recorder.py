@@ -44,6 +44,13 @@ def _all_ints(items: list) -> bool:
     return True
 
 
+def _lost(why: str) -> str:
+    return (
+        f"this tensor belongs to a session that has ended ({why}), and its values are gone: load the model "
+        "anew in the new session, and fetch what must outlive one with .cpu() while it is open"
+    )
+
+
 class _Ended:
     """In the place of an ended recorder's tables: the lookup that starts every recording raises."""
 
@@ -51,9 +58,7 @@ class _Ended:
         self._reason = reason
 
     def get(self, key: Any) -> Any:
-        raise SessionClosedError(
-            f"this tensor belongs to a session that has ended ({self._reason}): move the model to the new one"
-        )
+        raise SessionClosedError(_lost(self._reason))
 
 
 class HostOperandError(Exception):
@@ -296,7 +301,7 @@ class Recorder(ProgramStream):
         if h.rec is not self:
             why = h.rec.closed or self.closed
             raise SessionClosedError(
-                f"this tensor belongs to a session that has ended ({why}): move the model to the new one"
+                _lost(why)
                 if why
                 else "tensors of two Genie sessions met in one op: move one of them with .cpu()"
             )

@@ -7,6 +7,7 @@ except where `is_certain` says that there is nothing to check: such an entry nee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,6 +126,67 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_
     return spec(shape, (length * heads * width, width, heads * width, 1), 0, q.dtype)
 
 
+def suggests_channels_last(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """What PyTorch's C++ `suggest_memory_format` makes of the strides of four dimensions: ambiguous ones
+    (sizes of 1) count as contiguous."""
+    if stride[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if shape[d] == 0 or stride[d] < least or (d == 0 and least == stride[1]):
+            return False
+        least = stride[d] * shape[d] if shape[d] > 1 else stride[d]
+    return True
+
+
+def channels_last_stride(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The strides of a dense tensor of four dimensions in channels-last order."""
+    _n, c, height, width = shape
+    return (height * width * c, 1, width * c, c)
+
+
+def is_laid_out_channels_last(input: Any, weight: Any) -> bool:
+    """Does a convolution (no transposed one) of these geometries lay its output out channels-last?
+
+    cuDNN, oneDNN and PyTorch's own kernels do where its input or its weight is. False where they differ:
+    for float64, images of one pixel, and inputs that are neither dense channels-last nor contiguous.
+    """
+    if input.dtype not in _CHANNELS_LAST_DTYPES or len(input.shape) != 4 or len(weight.shape) != 4:
+        return False
+    if 0 in input.shape or tuple(input.shape[2:]) == (1, 1):
+        return False
+    stride = tuple(input.stride)
+    if suggests_channels_last(input.shape, stride):
+        return stride == channels_last_stride(input.shape)
+    return stride == contiguous_stride(tuple(input.shape)) and suggests_channels_last(
+        weight.shape, weight.stride
+    )
+
+
+def _conv2d(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+            dilation: Any = 1, groups: int = 1) -> Spec | None:  # fmt: skip
+    """Only where meta is wrong: it makes every output contiguous."""
+    i, w = input._spec, weight._spec
+    if not is_laid_out_channels_last(i, w):
+        return None
+    if i.dtype is not w.dtype or i.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
+        return None  # the op's own error, from meta
+    if bias is not None and (bias._spec.shape, bias._spec.dtype) != (w.shape[:1], i.dtype):
+        return None
+    shape = [i.shape[0], w.shape[0]]
+    for d in (0, 1):
+        step, pad, spread = (v if v.__class__ is int else v[d % len(v)] for v in (stride, padding, dilation))
+        if step < 1 or pad < 0 or spread < 1:
+            return None
+        shape.append((i.shape[d + 2] + 2 * pad - spread * (w.shape[d + 2] - 1) - 1) // step + 1)
+    return spec(tuple(shape), channels_last_stride(shape), 0, i.dtype) if min(shape) > 0 else None
+
+
+def _convolution(input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+                 transposed: bool, output_padding: Any, groups: int) -> Spec | None:  # fmt: skip
+    return None if transposed else _conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
 def _bin_edges(input: Any, bins: Any, **_: Any) -> list[Spec]:
     """One vector of edges per dimension that is binned; meta has no kernel for it."""
     return [spec((n + 1,), (1,), 0, input._spec.dtype) for n in bins]
@@ -150,6 +212,9 @@ def differs_between_devices(func: torch._ops.OpOverload, args: tuple, kwargs: di
     return not (args[position] if len(args) > position else kwargs["training"])
 
 
+#: whose outputs meta makes contiguous, whatever their inputs are
+CONVOLUTIONS = frozenset({aten.conv2d.default, aten.convolution.default})
+_CHANNELS_LAST_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _EMBEDDING_BAGS = frozenset({aten._embedding_bag.default, aten._embedding_bag_forward_only.default})
 #: in evaluation mode a CPU saves no statistics; position of ``training``
 _SAVES_STATISTICS = {aten.native_batch_norm.default: 5, aten._native_batch_norm_legit.default: 5}
@@ -166,6 +231,8 @@ _RULES: dict[Any, Any] = {
     aten._histogramdd_from_bin_tensors.default: _binned_by_edges,
     aten.cat.default: _cat,
     aten.scaled_dot_product_attention.default: _attention,
+    aten.conv2d.default: _conv2d,
+    aten.convolution.default: _convolution,
 }
 _CERTAIN = frozenset({
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.clone.default, aten.slice.Tensor,

@@ -98,6 +98,48 @@ def test_attention_of_one_query_has_one_layout() -> None:
     assert not rules.is_certain(op, (k, k, k))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 5, 6), (2, 4, 1, 5), (1, 1, 4, 4), (17, 4, 4, 1), (1, 64, 20, 20)], ids=str
+)
+def test_convolution_in_channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    formats, settings = (torch.contiguous_format, torch.channels_last), ((1, 0, 1), (2, 1, 1), (1, 2, 2))
+    channels = shape[1]
+    weights = [
+        torch.randn(made, channels // groups, size, size, dtype=dtype).contiguous(memory_format=form)
+        for made, size, groups in ((2, 1, 1), (1, 3, 1), (channels, 1, channels), (2 * channels, 3, channels))
+        for form in formats
+    ]
+    known = 0
+    for x, w in itertools.product(laid_out(shape), weights):
+        for step, pad, spread in settings:
+            if min(shape[2:]) + 2 * pad < spread * (w.shape[2] - 1) + 1:
+                continue  # PyTorch refuses
+            pairs, groups = ([step] * 2, [pad] * 2, [spread] * 2), channels // w.shape[1]
+            inputs = described(x.to(dtype)), described(w), None
+            known += check(aten.conv2d.default, *inputs, *pairs, groups)
+            known += check(aten.convolution.default, *inputs, *pairs, False, [0, 0], groups)
+    assert known
+
+
+def test_convolutions_that_are_left_to_meta() -> None:
+    x = described(torch.randn(2, 4, 5, 5).contiguous(memory_format=torch.channels_last))
+    w = described(torch.randn(4, 4, 3, 3))
+    for args in (
+        (x, described(torch.randn(4, 3, 3, 3)), None),  # channels do not fit
+        (x, described(w.double()), None),
+        (x, w, described(torch.randn(3))),
+        (x, described(torch.randn(4, 4, 6, 6)), None),  # the kernel is wider than the image
+        (described(x[:, :, 1:]), w, None),
+        (described(x[:, :, :1, :1]), described(w[:, :, :1, :1]), None),
+        (described(x.double()), described(w.double()), None),
+        (described(x.contiguous()), w, None),
+    ):
+        assert rules.infer(aten.conv2d.default, args, {}) is None
+    transposed = [1, 1], [0, 0], [1, 1], True, [0, 0], 1
+    assert rules.infer(aten.convolution.default, (x, w, None, *transposed), {}) is None
+
+
 def test_a_growing_cache_needs_no_checks_on_the_way() -> None:
     with torch.no_grad(), genie.local() as session:
         step = decode_step(session)

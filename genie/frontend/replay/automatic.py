@@ -103,11 +103,8 @@ class ModuleReplay:
             self._count()
             return backend(gm, inputs)
 
-        # A code object of its own: Dynamo keeps its cache, and its limit, by code object. And a file
-        # name of its own: Dynamo does not look into those of Genie.
-        code = _call.__code__.replace(co_name=self.name, co_filename=f"<replay of {self.name}>")
-        function = types.FunctionType(code, _call.__globals__)
-        self._compiled = torch.compile(function, backend=counted)
+        # A code object of its own: Dynamo keeps its cache, and its limit, by code object.
+        self._compiled = torch.compile(_traceable(_call, self.name), backend=counted)
         return self._compiled
 
     def _count(self) -> None:
@@ -121,6 +118,12 @@ class ModuleReplay:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _traceable(function: Any, name: str) -> Callable[..., Any]:
+    """A copy that Dynamo looks into, as it does not into the files of Genie."""
+    code = function.__code__.replace(co_name=name, co_filename=f"<replay of {name}>")
+    return types.FunctionType(code, function.__globals__)
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +196,8 @@ def _has_global_hooks() -> bool:
 
 
 def _outermost(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for `nn.Module._call_impl`, which calls of inner modules reach at once."""
+    """Stands in for `nn.Module._call_impl`, which calls of inner modules reach at once. Dynamo traces
+    this where a module overrides ``__call__``, and no further than the first line."""
     if torch.compiler.is_compiling() or getattr(_thread, "inside", False):
         return self._call_impl(*args, **kwargs)
     recorder = _recorder_of(self)
@@ -214,8 +218,8 @@ def switch_on() -> None:
     global _users
     with _lock:
         _users += 1
-        # The one private hook: `nn.Module.__call__` tries this attribute first. Dynamo passes it over.
-        nn.Module._compiled_call_impl = _outermost
+        # The one private hook: `nn.Module.__call__` tries this attribute first.
+        nn.Module._compiled_call_impl = _traceable(_outermost, "module calls")
 
 
 def switch_off() -> None:

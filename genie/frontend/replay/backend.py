@@ -58,6 +58,9 @@ class Replay:
 
     def __call__(self, *args: Any) -> Any:
         segment = self._segment
+        if segment is not None and segment.holds_constants_of_another_session(args):
+            self.lower()
+            segment = self._segment
         if segment is None:
             return self._gm(*args)
         out = segment(*args)

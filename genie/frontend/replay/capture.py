@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genie.frontend import arguments, composites, dispatch, entries
+from genie.frontend import arguments, composites, dispatch, entries, rules
 from genie.frontend.entries import Entry
 from genie.frontend.replay.dynamo import fake_of
 from genie.frontend.replay.symbols import literal
@@ -230,6 +230,14 @@ class Capture(TorchDispatchMode):
         name = entries.op_name(func)
         kwargs = {k: v for k, v in kwargs.items() if v is not None and k not in _MEANINGLESS}
         tensors: list[Tensor] = []
+        written: list[Tensor] = []
+        by_name = {a.name: a for a in func._schema.arguments}
+        statistics = _STATISTICS if entries.writes_running_statistics(func._schema, args, kwargs) else ()
+        for schema, value in (
+            *zip(func._schema.arguments, args, strict=False), *((by_name[k], v) for k, v in kwargs.items())
+        ):  # fmt: skip
+            if (schema.alias_info is not None and schema.alias_info.is_write) or schema.name in statistics:
+                written += composites.tensors_in([value])
         args = tuple(self._plain(a, tensors) for a in args)
         kwargs = {k: self._plain(v, tensors) for k, v in kwargs.items()}
         literals: list[int] = []
@@ -243,6 +251,7 @@ class Capture(TorchDispatchMode):
         made: list[Geometry] = []
         results: list[Tensor | None] = []
         shares = _shared_argument(func)
+        usual = _usual_order(func, args, tensors, out)
         for value in flat:
             if value is None:
                 outs.append(-2)
@@ -256,15 +265,17 @@ class Capture(TorchDispatchMode):
                 results.append(value)
                 continue
             outs.append(-1)
-            value = self._laid_out(value, (name, occurrence, len(made)))
+            value = self._laid_out(value, self._layouts.get((name, occurrence, len(made)), usual))
             self._bind(value, self.n_slots)
             if shares is not None:
                 self._roots[self.n_slots] = self._root(slots[shares])
             self.n_slots += 1
             made.append(Geometry.of(value))
             results.append(value)
-        if func._schema.is_mutable or entries.writes_running_statistics(func._schema, args, kwargs):
-            self._written(func, tensors, slots)
+        for t in written:
+            root = self._root(self._slot(t))
+            if root < 0:
+                self.mutated.add(-root - 1)
         tid = entries.define(name, patterns, kwarg_patterns, outs)
         self.code.append(tid)
         self.code += slots
@@ -292,19 +303,10 @@ class Capture(TorchDispatchMode):
             return [self._plain(v, tensors) for v in value]
         return value
 
-    def _written(self, func: Any, tensors: list[Tensor], slots: list[int]) -> None:
-        for slot in slots:  # all of them: the schemas of normalisation ops do not say which
-            root = self._root(slot)
-            if root < 0:
-                self.mutated.add(-root - 1)
-
-    def _laid_out(self, value: FakeTensor, key: tuple[str, int, int]) -> FakeTensor:
+    def _laid_out(self, value: FakeTensor, order: tuple[int, ...] | None) -> FakeTensor:
         """The fake as the server lays it out, where that is known to differ from the inferred strides."""
-        order = self._layouts.get(key)
         if order is None:
-            if key[0] != _ATTENTION or value.dim() != 4:
-                return value
-            order = (0, 2, 1, 3)  # what fused kernels write; the server tells where one does not
+            return value
         strides: list[Any] = [0] * value.dim()
         step: Any = 1
         for dim in reversed(order):
@@ -324,11 +326,25 @@ _LAID_OUT_BY_KERNELS = frozenset(
         "convolution.default", "lstm.input", "gru.input",
     )
 )  # fmt: skip
-_ATTENTION = "aten::scaled_dot_product_attention.default"
+#: normalisation ops write to these in training, though their schemas do not say so
+_STATISTICS = frozenset({"running_mean", "running_var"})
 _MEANINGLESS = frozenset({"pin_memory", "non_blocking", "layout"})
 _SAME = frozenset({
     aten.detach.default, aten.alias.default, aten.lift.default, aten.lift_fresh.default, aten.detach_.default,
 })  # fmt: skip
+
+
+def _usual_order(func: Any, args: tuple, tensors: list[Tensor], out: Any) -> tuple[int, ...] | None:
+    """How kernels lay the output out where shape inference says otherwise; the server tells where one
+    does not."""
+    if func is aten.scaled_dot_product_attention.default and out.dim() == 4:
+        return (0, 2, 1, 3)
+    transposed = func is aten.convolution.default and args[6]
+    if func in rules.CONVOLUTIONS and not transposed:
+        geometries = [Geometry.of(t) for t in tensors[:2]]
+        if rules.is_laid_out_channels_last(*geometries):
+            return (0, 2, 3, 1)
+    return None
 
 
 def _shared_argument(func: Any) -> int | None:

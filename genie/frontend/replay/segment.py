@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch.autograd.graph import increment_version
 
 from genie.frontend import shadows
-from genie.frontend.handle import UNRECORDED
+from genie.frontend.handle import UNRECORDED, Handle
 from genie.frontend.program import Program
 from genie.frontend.recorder import check_roots
-from genie.frontend.replay.capture import Layouts, Output
+from genie.frontend.replay.capture import Geometry, Layouts, Output
 from genie.frontend.replay.lower import Lowered
 from genie.frontend.replay.symbols import evaluator
 from genie.frontend.specs import Spec
@@ -39,11 +40,9 @@ class Segment:
         names = [symbol for symbol, _, _ in symbols]
         self._literals: list[int] = [int(x) for x in lowered.literals]
         self._evaluate_literals = evaluator(lowered.literals, names)
-        sizes = [
-            n
-            for o in lowered.outputs
-            for n in ((o.number,) if o.kind == "size" else o.geometry.sizes if o.geometry is not None else ())
-        ]
+        self._geometries, self._plan = _planned(lowered.outputs)
+        sizes = [n for g in self._geometries for n in g.sizes]
+        sizes += [o.number for o in lowered.outputs if o.kind == "size"]
         self._sizes = [int(n) for n in sizes]
         self._evaluate_sizes = evaluator(sizes, names)
         made = [n for geometries in lowered.made for g in geometries for n in g.sizes]
@@ -53,11 +52,16 @@ class Segment:
         self._tensors = lowered.tensors
         self._views_of_arguments = [-o.root - 1 for o in lowered.outputs if o.kind == "slot" and o.root < 0]
         self._checked: weakref.WeakSet[Recorder] = weakref.WeakSet()
-        self._fixed: list[Spec | None] = self._specs(self._sizes) if self._evaluate_sizes is None else []
+        self._fixed = self._specs(self._sizes)
 
     @property
     def n_ops(self) -> int:
         return len(self._lowered.entries)
+
+    def holds_constants_of_another_session(self, args: tuple) -> bool:
+        """The constants that the graph makes are made where it is lowered: in one session."""
+        constants = self._lowered.constants
+        return bool(constants) and constants[0]._h.rec is not args[self._tensors[0]]._h.rec
 
     def describe(self, instruction: int) -> str | None:
         """The Python lines that Dynamo traced the instruction from, innermost last."""
@@ -74,17 +78,12 @@ class Segment:
             layouts[names[r.instruction], occurrence, r.output] = tuple(order)
         return layouts
 
-    def _specs(self, sizes: list[int]) -> list[Spec | None]:
-        specs: list[Spec | None] = []
-        at = 0
-        for o in self._lowered.outputs:
-            if o.geometry is not None:
-                n = len(o.geometry.sizes)
-                specs.append(o.geometry.spec(sizes[at : at + n]))
-                at += n
-            else:
-                specs.append(None)
-                at += o.kind == "size"
+    def _specs(self, sizes: list[int]) -> list[Spec]:
+        specs, at = [], 0
+        for g in self._geometries:
+            n = 2 * len(g.shape) + 1
+            specs.append(g.spec(sizes[at : at + n]))
+            at += n
         return specs
 
     def __call__(self, *args: Any) -> tuple:
@@ -138,53 +137,53 @@ class Segment:
     def _outputs(
         self, args: tuple, tensors: list[LazyTensor], recorder: Recorder, base: int, values: list[int]
     ) -> tuple:
-        if self._evaluate_sizes is None:
-            specs, sizes = self._fixed, self._sizes
-        else:
-            sizes = self._evaluate_sizes(*values)
-            specs = self._specs(sizes)
+        evaluate = self._evaluate_sizes
+        sizes = self._sizes if evaluate is None else evaluate(*values)
+        specs = self._fixed if evaluate is None else self._specs(sizes)
         handles: dict[int, Any] = {}
         roots: dict[int, list[bool]] = {}
         outs: list[Any] = []
-        for output, s in zip(self._lowered.outputs, specs, strict=True):
-            if s is None:
-                outs.append(self._plain(output, args, sizes))
-                continue
-            slot, root = output.number, output.root
-            base_tensor = tensors[-root - 1] if root < 0 else None
-            handle = handles.get(slot)
-            if handle is None:
-                if slot < 0:
-                    handle = tensors[-slot - 1]._h
+        for output, slot, k in self._plan:
+            if output is None:  # a value of its own: nearly all are
+                outs.append(wrap(specs[k], Handle(recorder, base + slot)))
+            elif output.kind == "slot":
+                handle = self._handle(output, tensors, recorder, base, handles, roots)
+                if output.root < 0:
+                    outs.append(wrap_view(specs[k], handle, tensors[-output.root - 1]))
                 else:
-                    handle = recorder.new_handle(base + slot)
-                    if base_tensor is not None:
-                        # A view made without autograd: a later write may not reach a pending backward.
-                        shared = base_tensor._h.root
-                        if shared is None:
-                            shared = base_tensor._h.root = [False, True]
-                        shared[1] = True
-                        handle.root = shared
-                    elif slot != root or root in roots:
-                        handle.root = roots.setdefault(root, [False, True])
-                handles[slot] = handle
-            outs.append(wrap(s, handle) if base_tensor is None else wrap_view(s, handle, base_tensor))
+                    outs.append(wrap(specs[k], handle))
+            elif output.kind == "argument":
+                outs.append(args[output.number])
+            else:
+                outs.append(sizes[k] if output.kind == "size" else None)
         return tuple(outs)
 
-    def _plain(self, output: Output, args: tuple, sizes: list[int]) -> Any:
-        if output.kind == "argument":
-            return args[output.number]
-        if output.kind == "size":
-            return self._size_of(output, sizes)
-        return None
-
-    def _size_of(self, output: Output, sizes: list[int]) -> int:
-        at = 0
-        for o in self._lowered.outputs:
-            if o is output:
-                break
-            at += len(o.geometry.sizes) if o.geometry is not None else o.kind == "size"
-        return sizes[at]
+    def _handle(
+        self,
+        output: Output,
+        tensors: list[LazyTensor],
+        recorder: Recorder,
+        base: int,
+        handles: dict[int, Any],
+        roots: dict[int, list[bool]],
+    ) -> Any:
+        """Of a value that shares memory with an argument or with another output, or is one of them."""
+        slot, root = output.number, output.root
+        if slot < 0:
+            return tensors[-slot - 1]._h
+        handle = handles.get(slot)
+        if handle is None:
+            handle = handles[slot] = Handle(recorder, base + slot)
+            # A view made without autograd: a later write may not reach a pending backward.
+            if root < 0:
+                argument = tensors[-root - 1]._h
+                if argument.root is None:
+                    argument.root = [False, True]
+                argument.root[1] = True
+                handle.root = argument.root
+            else:
+                handle.root = roots.setdefault(root, [False, True])
+        return handle
 
     def _entries(self, values: list[int]) -> list:
         """The instructions with the specs that this call's sizes give, for the server to check."""
@@ -202,3 +201,28 @@ class Segment:
                 at += n
             concrete.append(entry.with_specs(specs))
         return concrete
+
+
+def _planned(outputs: list[Output]) -> tuple[list[Geometry], list[tuple[Output | None, int, int]]]:
+    """The different geometries among the outputs, and for each output (itself, its slot, its geometry's
+    or size's number); without the output where its value shares no memory with another."""
+    geometries: dict[tuple, int] = {}
+    distinct: list[Geometry] = []
+    roots = Counter(o.root for o in outputs if o.kind == "slot")
+    plan: list[tuple[Output | None, int, int]] = []
+    for o in outputs:
+        k = -1
+        if o.geometry is not None:
+            # Literals compare by this call's value; what they stand for must be the same.
+            key = (o.geometry.dtype, *(getattr(n, "expr", n) for n in o.geometry.sizes))
+            k = geometries.setdefault(key, len(distinct))
+            if k == len(distinct):
+                distinct.append(o.geometry)
+        alone = o.kind == "slot" and o.number == o.root >= 0 and roots[o.root] == 1
+        plan.append((None if alone else o, o.number, k))
+    at = sum(2 * len(g.shape) + 1 for g in distinct)
+    for i, (output, slot, _) in enumerate(plan):
+        if output is not None and output.kind == "size":
+            plan[i] = (output, slot, at)
+            at += 1
+    return distinct, plan

@@ -81,6 +81,26 @@ def test_writes_to_arguments_are_real_and_seen_by_version_and_shadow(local: Sess
     assert (counter.item(), x.tolist()) == (2, [4.0, 4.0, 4.0])
 
 
+def test_arguments_that_are_only_read_keep_their_version(local: Session) -> None:
+    run = compiled(lambda x, weight: x.add_(weight))
+    x, weight = torch.zeros(3, device="genie"), torch.ones(3, device="genie")
+    versions = x._version, weight._version
+    run(x, weight)
+    assert x._version > versions[0]
+    assert weight._version == versions[1]
+
+
+def test_statistics_written_in_training_are_seen(local: Session) -> None:
+    norm = nn.BatchNorm1d(2)
+    remote = copy.deepcopy(norm).to("genie")
+    run = compiled(remote)
+    for n in range(3):
+        x = torch.randn(4, 2, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(run(x.to("genie")).cpu(), norm(x))
+    torch.testing.assert_close(remote.running_mean.cpu(), norm.running_mean)
+    assert remote.num_batches_tracked.item() == 3
+
+
 def test_outputs_that_alias_an_input_or_each_other_stay_aliases(local: Session) -> None:
     def views(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y = x + 1
