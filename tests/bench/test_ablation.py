@@ -7,9 +7,10 @@ from genie.bench.options import read_options
 
 ROWS = {
     "test_stateful[local_pytorch]": ([], []),
-    "test_stateful[genie_full]": ([], ["residency", "colocation"]),
-    "test_stateful[genie_full-no_residency]": (["residency"], ["colocation"]),
-    "test_stateful[genie_full-no_colocation]": (["colocation"], []),
+    "test_stateful[genie_full]": ([], ["residency", "colocation", "replay"]),
+    "test_stateful[genie_full-no_residency]": (["residency"], ["colocation", "replay"]),
+    "test_stateful[genie_full-no_colocation]": (["colocation"], ["replay"]),
+    "test_stateful[genie_full-no_replay]": (["replay"], ["residency", "colocation"]),
 }
 
 
@@ -51,7 +52,8 @@ def test_the_table_names_what_is_switched_off_after_the_full_row(pools):
     output, _ = pools[0]
     table = output[output.index("x local") :].splitlines()
     rows = [line.split("  ")[1] for line in table if line.startswith(("  genie_", "  local_"))]
-    assert rows == ["local_pytorch", "genie_full", "genie_full -residency", "genie_full -colocation"]
+    without = [f"genie_full -{feature}" for feature in ("residency", "colocation", "replay")]
+    assert rows == ["local_pytorch", "genie_full", *without]
 
 
 def test_what_a_pool_of_one_cannot_show_is_skipped_with_its_reason(pools):

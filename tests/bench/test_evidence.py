@@ -29,7 +29,7 @@ def test_an_honest_cell_is_saved(session, benchmark):
     assert info["wire"] == {"bytes_out": 100, "bytes_in": 50, "round_trips": 1, "peer_bytes": 0}
     assert info["receipt"]["ops"] == 2
     assert info["setup_ms"].keys() == {"load", "upload", "capture", "warm"}
-    assert info["features"] == ["residency", "colocation"]
+    assert info["features"] == ["residency", "colocation", "replay"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from genie.baselines.protocol import Receipt, Reply
-from genie.bench.features import check_features, require_ablatable
+from genie.bench.features import REPLAYED_FROM, check_features, require_ablatable
 from genie.errors import ConfigError, ReceiptError
 from genie.workloads.protocol import Response
 
@@ -54,6 +54,32 @@ def test_counters_that_contradict_the_features_are_refused(replies, baseline, fe
         check(replies, baseline, features)
 
 
+def replayed(programs, ops):
+    return Reply(
+        Response({}), [Receipt(1, "cpu", "n", ops, 3, "d", {"replayed": programs} if programs else {})]
+    )
+
+
+def test_replay_is_believed_when_the_servers_counted_it():
+    check([replayed(2, REPLAYED_FROM)], features=BOTH | {"replay"})
+    check([replayed(0, REPLAYED_FROM)], features=BOTH)
+    check([replayed(0, REPLAYED_FROM - 1)], features=BOTH | {"replay"})  # too little to be worth it
+    check([replayed(0, REPLAYED_FROM)], baseline="genie_local_remote")
+
+
+@pytest.mark.parametrize(
+    ("programs", "baseline", "features", "message"),
+    [
+        (0, "genie_full", BOTH | {"replay"}, "replay was not really on.*--genie-ablate replay"),
+        (1, "genie_full", BOTH, "replay was not really off"),
+        (1, "genie_local_remote", frozenset(), "replay was not really off"),
+    ],
+)
+def test_replay_that_the_counters_contradict_is_refused(programs, baseline, features, message):
+    with pytest.raises(ReceiptError, match=message):
+        check([replayed(programs, REPLAYED_FROM)], baseline, features)
+
+
 def test_an_ablation_that_the_pool_cannot_show_is_refused():
     require_ablatable({"residency"}, servers=2)
     require_ablatable({"colocation"}, servers=1)
@@ -94,7 +120,7 @@ def stateless(info):
 
 def test_with_all_features_state_stays_on_one_server(ablations):
     info = ablations[""]
-    assert info["features"] == ["residency", "colocation"]
+    assert info["features"] == ["residency", "colocation", "replay"]
     assert stateless(info) == 0
     assert info["devices"] == 1
     assert info["wire"]["bytes_out"] < STATE_BYTES
@@ -103,8 +129,8 @@ def test_with_all_features_state_stays_on_one_server(ablations):
 @pytest.mark.parametrize(
     ("ablated", "features", "devices"),
     [
-        ("residency", ["colocation"], 1),
-        ("colocation", [], 2),
+        ("residency", ["colocation", "replay"], 1),
+        ("colocation", ["replay"], 2),
         ("no_semantics", [], 2),
     ],
 )

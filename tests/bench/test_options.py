@@ -13,7 +13,7 @@ def options(pytester, *arguments, **environ):
 def test_defaults(pytester):
     read = options(pytester)
     assert read.baselines == BASELINES
-    assert read.features == {"residency", "colocation"}
+    assert read.features == {"residency", "colocation", "replay"}
     assert read.profile is None
     assert read.rounds == {}
 
@@ -28,7 +28,7 @@ def test_baselines_keep_the_order_of_the_table(pytester):
 
 
 def test_an_ablated_feature_is_off(pytester):
-    assert options(pytester, "--genie-ablate", "colocation").features == frozenset()
+    assert options(pytester, "--genie-ablate", "colocation").features == {"replay"}
 
 
 def test_addresses_come_with_the_token_of_the_environment(pytester):
@@ -43,7 +43,7 @@ def test_addresses_come_with_the_token_of_the_environment(pytester):
         (["--genie-device", "tpu"], "choose one of auto, cpu, cuda"),
         (["--genie-baselines", "local_pytorch,rai"], "unknown baseline rai; choose from local_pytorch"),
         (["--genie-ablate", "caching"], "unknown feature caching; choose from residency, colocation"),
-        (["--genie-ablate", "replay"], "replay is not implemented yet"),
+        (["--genie-ablate", "compiled"], "compiled is not implemented yet"),
         (["--genie-servers", "0"], "not a whole number"),
         (["--genie-rounds", "many"], "not a whole number"),
         (["--genie-weights", "no/such/folder"], "nor a directory"),

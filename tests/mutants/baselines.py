@@ -204,7 +204,15 @@ class Forger(LocalUnderARemoteName):
     def account(self) -> Reply:
         reply = super().account()
         reply.receipts = [
-            Receipt(pid, "cpu", secrets.token_hex(8), ops=480, programs=8, digest=secrets.token_hex(32))
+            Receipt(
+                pid,
+                "cpu",
+                secrets.token_hex(8),
+                ops=480,
+                programs=8,
+                digest=secrets.token_hex(32),
+                counters={"replayed": 8},
+            )
             for pid in self._pids[:1]
         ]
         reply.wire = self._wire()

@@ -52,6 +52,29 @@ def decode(request, servers, tmp_path_factory) -> tuple[Trace, ServerLink]:
     return Trace(path), link
 
 
+def test_replayed_calls_have_spans_and_run_on_the_server(servers, tmp_path) -> None:
+    path = tmp_path / "replay.json"
+    layers = [torch.nn.Linear(8, 8) for _ in range(20)]
+    x = torch.ones(2, 8)
+    with genie.connect(servers[0].address, TOKEN, replay=True) as session, torch.no_grad():
+        model = torch.nn.Sequential(*layers).to("genie")
+        for _ in range(2):
+            model(x.to("genie"))
+        with genie.profile(path):
+            for _ in range(3):
+                model(x.to("genie"))
+            session.synchronize()
+        assert session.recorder.replays == 4
+    trace = Trace(path)
+    replays = trace.named("replay")
+    assert [s.args["ops"] for s in replays] == [20] * 3
+    (server,) = trace.server_tracks()
+    assert sum(s.args["ops"] >= 20 for s in trace.named("program", server)) == 3
+    sends = trace.named("send")
+    for span in replays:
+        assert any(span.start <= s.start and s.end <= span.end for s in sends)
+
+
 def test_every_program_is_captured_sent_and_run_as_its_receipt_says(decode) -> None:
     trace, link = decode
     (server,) = trace.server_tracks()

@@ -61,7 +61,7 @@ class Replay:
         if segment is not None and segment.holds_constants_of_another_session(args):
             self.lower()
             segment = self._segment
-        if segment is None:
+        if segment is None or not segment.belongs_with(args):
             return self._gm(*args)
         out = segment(*args)
         if segment.relayouts:

@@ -18,6 +18,7 @@ from genie.frontend.replay.lower import Lowered
 from genie.frontend.replay.symbols import evaluator
 from genie.frontend.specs import Spec
 from genie.frontend.tensor import LazyTensor, wrap, wrap_view
+from genie.profiling import spans
 from genie.wire.messages import Relayout
 
 if TYPE_CHECKING:
@@ -86,7 +87,18 @@ class Segment:
             at += n
         return specs
 
+    def belongs_with(self, args: tuple) -> bool:
+        """False when the graph's own constants live in another session than its arguments."""
+        constants = self._lowered.constants
+        return not constants or constants[0]._h.rec is args[self._tensors[0]]._h.rec
+
     def __call__(self, *args: Any) -> tuple:
+        if spans.active is None:
+            return self._run(args)
+        with spans.span("replay", ops=self.n_ops):
+            return self._run(args)
+
+    def _run(self, args: tuple) -> tuple:
         lowered = self._lowered
         tensors: list[LazyTensor] = [args[i] for i in self._tensors]
         if lowered.constants:

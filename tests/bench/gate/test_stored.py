@@ -105,3 +105,13 @@ def test_false_alarms_of_single_runs(between, most):
         assert alarms > 0.05, "if this fails, the warning about single runs can go"
     else:
         assert alarms <= most + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_client_cost_is_a_ratio_to_the_eager_pytorch_beside_it():
+    def cost(seconds, eager):
+        rounds = [eager * factor for factor in (1.01, 0.99, 1.0)]
+        made = cell("genie_full", seconds, "client_cost", client_cost={"eager_rounds_s": rounds})
+        return result(made)
+
+    found = estimate([cost(2e-3, 4e-3)], [cost(6e-3, 8e-3)], cell_id(workload="client_cost"))
+    assert math.exp(found.mean) == pytest.approx(1.5)

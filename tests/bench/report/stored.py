@@ -9,6 +9,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from genie.bench.options import BASELINES
+from genie.config import IMPLEMENTED_FEATURES
 
 WORKLOADS = ("llm_decode", "llm_prefill", "vision_cnn", "multimodal_vqa", "microbenchmark")
 CASES = tuple(f"{op}/{size}" for op in ("matmul", "conv2d", "softmax", "cat") for size in (64, 512, 1024))
@@ -64,7 +65,7 @@ def cell(
         "workload": workload,
         "profile": "smoke",
         "params": {},
-        "features": [f for f in ("residency", "colocation") if baseline == "genie_full" and f not in ablated],
+        "features": [f for f in IMPLEMENTED_FEATURES if baseline == "genie_full" and f not in ablated],
         "ablated": list(ablated),
         "verified": {
             "ok": True,

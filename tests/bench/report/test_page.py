@@ -89,7 +89,7 @@ def test_an_ablated_row_is_held_against_the_full_one(tmp_path):
 
 def test_a_feature_that_went_off_with_another_is_named(tmp_path):
     full = cell("llm_decode", "genie_full")
-    without = cell("llm_decode", "genie_full", ablated=("colocation",), features=[])
+    without = cell("llm_decode", "genie_full", ablated=("colocation",), features=["replay"])
     assert ">without colocation, residency<" in page(tmp_path, [full, without])
 
 

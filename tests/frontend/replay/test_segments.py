@@ -206,6 +206,13 @@ def test_a_compiled_function_works_in_the_next_session_too() -> None:
             assert session.recorder.replays == 1
 
 
+def test_constants_of_an_ended_session_are_made_anew_in_the_next() -> None:
+    run = compiled(lambda x: x + torch.tensor([1.0, 2.0], device="genie"))
+    for _ in range(2):
+        with genie.local():
+            assert run(torch.ones(2, device="genie")).tolist() == [2.0, 3.0]
+
+
 def test_a_layout_that_the_server_reports_is_taken_over(local: Session) -> None:
     """Masked attention is computed by another kernel than plain attention, with another layout."""
 
