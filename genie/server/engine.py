@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from keyword import iskeyword
 from types import CodeType
 from typing import Any
 
@@ -55,33 +56,43 @@ class Template:
         self.n_ops = len(emitter.names)
         self.mutated_ext = frozenset(emitter.mutated_ext)
         self.random = emitter.random
+        self.replay = body.replay
         self.digest = program_digest(emitter, ops, body.kept)
-        self._names = emitter.names
-        self._emitter: _Emitter | None = emitter
-        self._constants = emitter.constants
-        self._run = emitter.function(checked=False)
-        self._run_checked: Any = None
+        self.names = emitter.names
+        self._emitter = emitter
+        self._run = emitter.function()
+        #: the variants that check or time every instruction, made when they are first asked for
+        self._variants: dict[tuple[bool, bool], Any] = {}
 
     def run(
-        self, ext: list[Tensor], literals: Sequence[int], floats: Sequence[float], checks: list[Check]
+        self,
+        ext: list[Tensor],
+        literals: Sequence[int],
+        floats: Sequence[float],
+        checks: list[Check],
+        tick: Callable[[], None] | None = None,
     ) -> tuple[list[Tensor | None], list[Relayout]]:
-        """Returns the kept values in order. Raises EngineError naming the failing instruction."""
+        """Returns the kept values in order. ``tick`` is called before the first instruction and after
+        each. Raises EngineError naming the failing instruction."""
         relayouts: list[Relayout] = []
         try:
-            if not checks:
+            if not checks and tick is None:
                 return self._run(ext, literals, floats), relayouts
-            if self._run_checked is None:
-                assert self._emitter is not None
-                self._run_checked = self._emitter.function(checked=True)
+            kind = (bool(checks), tick is not None)
+            run = self._variants.get(kind)
+            if run is None:
+                run = self._variants[kind] = self._emitter.function(checked=kind[0], timed=kind[1])
             wanted = {c.instruction: c.specs for c in checks}
 
             def fix(instruction: int, values: tuple) -> list:
                 return [
-                    _fix(self._names[instruction], instruction, k, v, s, relayouts)
+                    _fix(self.names[instruction], instruction, k, v, s, relayouts)
                     for k, (v, s) in enumerate(zip(values, wanted[instruction], strict=True))
                 ]
 
-            return self._run_checked(ext, literals, floats, wanted, fix), relayouts
+            if tick is not None:
+                tick()
+            return run(ext, literals, floats, wanted, fix, tick), relayouts
         except Exception as exc:
             raise self._engine_error(exc) from exc
 
@@ -92,8 +103,8 @@ class Template:
                 line = tb.tb_lineno
             tb = tb.tb_next
         # Line 1 is the def, line 2 unpacks the externals; instruction k stands on line k + 3.
-        index = min(max(line - 3, 0), len(self._names) - 1)
-        return EngineError(index, self._names[index] if self._names else "program", exc)
+        index = min(max(line - 3, 0), len(self.names) - 1)
+        return EngineError(index, self.names[index] if self.names else "program", exc)
 
 
 def _fix(
@@ -119,6 +130,22 @@ def _fix(
     return torch.empty_strided(shape, spec.stride, dtype=value.dtype, device=value.device).copy_(value)
 
 
+def _in_order(value: Tensor, order: tuple[int, ...]) -> Tensor:
+    """``value``, or a copy of it, dense with its dimensions in ``order`` from the outermost in."""
+    shape, stride, step = value.shape, value.stride(), 1
+    if len(order) != len(shape):
+        raise RuntimeError(f"a value of {len(shape)} dimensions cannot have the layout {order}")
+    for d in reversed(order):
+        if shape[d] != 1:
+            if stride[d] != step:
+                break
+            step *= shape[d]
+    else:
+        return value
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return value.permute(order).contiguous().permute(inverse)
+
+
 def _ints(data: bytes) -> list[int]:
     if len(data) % 4:
         raise ProtocolError("a vector of int32 has a length that is no multiple of 4")
@@ -138,7 +165,7 @@ class _Emitter:
     """Turns a body into source lines, checking every index on the way."""
 
     def __init__(self, body: TemplateBody, ops: OpTable, kept: list[int]) -> None:
-        self.constants: dict[str, Any] = {"_flatten": _flatten}
+        self.constants: dict[str, Any] = {"_flatten": _flatten, "_in_order": _in_order}
         self._interned: dict[int, str] = {}
         self.names: list[str] = []
         self.tids: list[int] = []
@@ -152,6 +179,7 @@ class _Emitter:
         self.n_literals = self.n_floats = 0
         self._slots = 0
         self._root: dict[int, int] = {}
+        self._layouts = {slot: tuple(order) for slot, order in body.layouts}
         code, at = _ints(body.code), 0
         if body.n_ext < 0 or body.n_ext > 1_000_000:
             raise ProtocolError(f"a template with {body.n_ext} externals is out of bounds")
@@ -171,6 +199,9 @@ class _Emitter:
             or (kept and not 0 <= kept[0] <= kept[-1] < self._slots)
         ):
             raise ProtocolError("a template's kept slots do not match what its code makes")
+        for slot, order in self._layouts.items():
+            if not 0 <= slot < self._slots or sorted(order) != list(range(len(order))):
+                raise ProtocolError(f"a template's layout {order} of slot {slot} is none")
 
     def _constant(self, value: Any) -> str:
         name = self._interned.get(id(value))
@@ -214,7 +245,9 @@ class _Emitter:
                 self.mutated_ext.add(-roots[k] - 1)
         left = list(names)
         parts = [self._expression(k, p, left) for k, p in op.args]
-        parts += [f"{key}={self._expression(k, p, left)}" for key, (k, p) in op.kwargs]
+        for key, (kind, payload) in op.kwargs:
+            value = self._expression(kind, payload, left)
+            parts.append(f"**{{{key!r}: {value}}}" if iskeyword(key) else f"{key}={value}")
         call = f"{self._constant(op.call)}({', '.join(parts)})"
         new, targets = [], []
         for out in op.outs:
@@ -235,10 +268,11 @@ class _Emitter:
         self.names.append(op.name)
         self._new.append(new)
         self.reads.append(slots)
-        self.random = self.random or op.random or op.name == "genie::manual_seed"
+        self.random = self.random or op.random
 
-    def function(self, *, checked: bool) -> Any:
-        """Compiles the lines; the checked variant hands chosen outputs to ``fix`` as they are made."""
+    def function(self, *, checked: bool = False, timed: bool = False) -> Any:
+        """Compiles the lines. The checked variant hands chosen outputs to ``fix`` as they are made, the
+        timed one calls ``tick`` after each instruction; both take all three of C, fix and tick."""
         kept, last = set(self._kept), {}
         for i, (reads, new) in enumerate(zip(self.reads, self._new, strict=True)):
             for slot in (*new, *reads):
@@ -248,12 +282,18 @@ class _Emitter:
             if slot >= 0 and slot not in kept:
                 dead[i].append(slot)
         unpack = "".join(f"e{k}, " for k in range(self._n_ext))
-        lines = [f"def run(E, L, F{', C, fix' if checked else ''}):", f" {unpack}= E" if unpack else " pass"]
+        more = ", C, fix, tick" if checked or timed else ""
+        lines = [f"def run(E, L, F{more}):", f" {unpack}= E" if unpack else " pass"]
         for i, (call, new) in enumerate(zip(self._calls, self._new, strict=True)):
             if checked and new:
                 values = "".join(f"v{s}, " for s in new)
                 # Still one line per instruction, so that a traceback's line names it.
                 call = f"{call}; {values}= fix({i}, ({values})) if {i} in C else ({values})"
+            for slot in new:
+                if slot in self._layouts:
+                    call += f"; v{slot} = _in_order(v{slot}, {self._layouts[slot]})"
+            if timed:
+                call += "; tick()"
             if dead[i]:
                 call += "; " + " = ".join(f"v{s}" for s in dead[i]) + " = None"
             lines.append(" " + call)

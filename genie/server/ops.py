@@ -10,10 +10,11 @@ import torch
 
 from genie.errors import ProtocolError, UnsupportedOpError
 from genie.server.fastcalls import fast_call
+from genie.wire.allowed_ops import PSEUDO_OPS
 from genie.wire.allowed_ops import check as check_allowed
 from genie.wire.messages import OpDef
 
-_KEYWORD = re.compile(r"[a-z_][a-z0-9_]*\Z")
+_KEYWORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,26 @@ class CompiledOp:
     random: bool
 
 
-def _manual_seed(device: torch.device) -> Any:
-    def seed(value: int) -> None:
-        if device.type == "cuda":
-            torch.cuda.manual_seed(value)
-        else:
-            torch.default_generator.manual_seed(value)
+def _pseudo_ops(device: torch.device) -> dict[str, Any]:
+    """Ops on the random state. A session's own state stands in the device's generator while they run."""
 
-    return seed
+    def generator() -> torch.Generator:
+        if device.type == "cuda":
+            torch.cuda.init()
+            return torch.cuda.default_generators[device.index or 0]
+        return torch.default_generator
+
+    def get_rng_state() -> torch.Tensor:
+        return generator().get_state().to(device)
+
+    def set_rng_state(state: torch.Tensor) -> None:
+        generator().set_state(state.cpu())
+
+    return {
+        "genie::manual_seed": lambda seed: generator().manual_seed(seed),
+        "genie::get_rng_state": get_rng_state,
+        "genie::set_rng_state": set_rng_state,
+    }
 
 
 class OpTable:
@@ -92,8 +105,8 @@ def compile_op(op: OpDef, device: torch.device) -> CompiledOp:
     written: tuple[int, ...] = ()
     aliased = -1
     nested, single, is_random = False, True, False
-    if op.op == "genie::manual_seed":
-        call = _manual_seed(device)
+    if op.op in PSEUDO_OPS:
+        call, is_random = _pseudo_ops(device)[op.op], True
     else:
         overload = resolve(op.op)
         schema = overload._schema

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from genie.errors import UnsupportedOpError
 
-PSEUDO_OPS = frozenset({"genie::manual_seed"})
+PSEUDO_OPS = frozenset({"genie::manual_seed", "genie::get_rng_state", "genie::set_rng_state"})
 ALLOWED_BASES = frozenset(
     line
     for line in Path(__file__).with_name("allowed_ops.txt").read_text().splitlines()

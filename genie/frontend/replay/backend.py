@@ -18,7 +18,8 @@ from genie.frontend.tensor import LazyTensor
 
 log = logging.getLogger("genie.replay")
 
-#: how often a graph is lowered anew because the server laid something out otherwise than inferred
+#: how often a graph is lowered anew: because the server laid something out otherwise than inferred, or
+#: because its constants belong to a session that is another one now
 _RELOWERINGS = 3
 
 
@@ -59,9 +60,11 @@ class Replay:
     def __call__(self, *args: Any) -> Any:
         segment = self._segment
         if segment is not None and segment.holds_constants_of_another_session(args):
+            if self._lowerings > _RELOWERINGS:
+                return self._gm(*args)  # sessions that take turns: lowering for each costs more than capture
             self.lower()
             segment = self._segment
-        if segment is None or not segment.belongs_with(args):
+        if segment is None:
             return self._gm(*args)
         out = segment(*args)
         if segment.relayouts:

@@ -87,11 +87,6 @@ class Segment:
             at += n
         return specs
 
-    def belongs_with(self, args: tuple) -> bool:
-        """False when the graph's own constants live in another session than its arguments."""
-        constants = self._lowered.constants
-        return not constants or constants[0]._h.rec is args[self._tensors[0]]._h.rec
-
     def __call__(self, *args: Any) -> tuple:
         if spans.active is None:
             return self._run(args)
