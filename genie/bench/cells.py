@@ -20,7 +20,10 @@ MARKER_HELP = (
 #: cells of the peers come last: the idle processes of their pools would disturb the others
 LATE_STAGES = {"pytorch_rpc": 1, "ray": 2}
 NO_CHECKPOINT = "single ops have no checkpoint: the microbenchmark is measured with seeded weights"
-#: the link benchmarks belong to it
+GATED_HELP = "genie_gated: no cell, but measured by `genie gate --against` in each process: has to be short"
+PROFILES = "genie_profiles"
+PROFILES_HELP = "genie_profiles(*names): a client-cost benchmark that runs at these profiles only"
+#: the link benchmarks and the lazy client-cost benchmarks belong to it
 LINK_BASELINE = "genie_local_remote"
 #: between baseline and feature in the id of a row that has the feature switched off
 WITHOUT = "-no_"
@@ -131,22 +134,37 @@ def cell_of(item: pytest.Item) -> dict[str, Any] | None:
     }
 
 
-def with_selected_links(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
-    """``items``, their link benchmarks on the cells' clock, or without them if their baseline is not run."""
+def with_selected_beside(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """``items``, their benchmarks beside the cells on the cells' clock, or without those whose baseline is
+    not run or that belong to other profiles."""
     from genie.bench.clock import cell_clock
 
-    links = [item for item in items if is_link(item)]
-    if links and LINK_BASELINE not in config.stash[OPTIONS].baselines:
-        config.hook.pytest_deselected(items=links)
-        return [item for item in items if item not in links]
-    for item in links:
+    beside = [item for item in items if is_beside(item)]
+    left_out = [item for item in beside if not _is_selected(config, item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    for item in beside:
         item.add_marker(pytest.mark.benchmark(timer=cell_clock))
-    return items
+    return [item for item in items if item not in left_out]
+
+
+def _is_selected(config: pytest.Config, item: pytest.Item) -> bool:
+    marker = item.get_closest_marker(PROFILES)
+    if marker is not None and session_of(config).profile not in marker.args:
+        return False
+    callspec = getattr(item, "callspec", None)
+    replayed = callspec is not None and callspec.params.get("capture") == "replayed"
+    return (ABLATABLE if replayed else LINK_BASELINE) in config.stash[OPTIONS].baselines
 
 
 def is_link(item: pytest.Item) -> bool:
     """A benchmark of the link: no cell, but it uses the servers."""
     return "genie_link" in getattr(item, "fixturenames", ())
+
+
+def is_beside(item: pytest.Item) -> bool:
+    """A benchmark of the link, or of what the client costs."""
+    return is_link(item) or "client_cost" in getattr(item, "fixturenames", ())
 
 
 def in_run_order(items: list[pytest.Item]) -> list[pytest.Item]:

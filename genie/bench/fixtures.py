@@ -20,6 +20,7 @@ from genie.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
     from genie.baselines.protocol import Baseline
+    from genie.bench.client_cost.bench import ClientCostBench
     from genie.bench.link import LinkBench
     from genie.bench.pool import ServerPool
     from genie.workloads.protocol import Workload
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FIXTURE_NAMES = {"ray": "ray_actor"}
 ROW = "genie_cell"
 LINK = "genie_link"
+CLIENT_COST = "genie_client_cost"
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +111,18 @@ def genie_link(
     if address.rpartition(":")[0].strip("[]") not in ("127.0.0.1", "localhost", "::1"):
         pytest.skip(f"the raw socket's peer is on this host, the server at {address} is not")
     return LinkBench(genie_session, genie_servers, row)
+
+
+@pytest.fixture
+def client_cost(
+    request: pytest.FixtureRequest, genie_session: BenchSession, genie_servers: ServerPool
+) -> ClientCostBench:
+    """Genie's client beside eager PyTorch in this process; its programs run on the first server."""
+    from genie.bench.client_cost.bench import ClientCostBench
+
+    row: dict[str, Any] = {"case": request.node.name.removeprefix("test_").replace("_", " ")}
+    request.node.user_properties.append((CLIENT_COST, row))
+    return ClientCostBench(genie_session, genie_servers, row)
 
 
 @pytest.fixture

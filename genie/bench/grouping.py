@@ -17,8 +17,9 @@ from genie.bench.comparing import cells_of, is_ours, refusal
 from genie.errors import ResultError
 
 Group = tuple[str | None, list[dict[str, Any]]]
-LINK = "link"
-#: link rows that are all faster than this (s) are told in microseconds: a histogram's axis has whole numbers
+LINK, CLIENT_COST = "link", "client_cost"
+#: rows beside the matrix, all faster than this (s), are told in microseconds: a histogram's axis has whole
+#: numbers
 SMALL_S = 1e-3
 
 
@@ -50,8 +51,8 @@ def pytest_benchmark_scale_unit(
     """Milliseconds for cells, whatever their size, so that tables of two runs can be read side by side."""
     asked = config.getoption("benchmark_time_unit", None) if config else None
     if unit == "seconds" and asked is None and all(map(is_ours, benchmarks)):
-        links = all(bench["extra_info"]["workload"] == LINK for bench in benchmarks)
-        return ("u", 1e6) if links and worst["median"] < SMALL_S else ("m", 1e3)
+        beside = all(bench["extra_info"]["workload"] in (LINK, CLIENT_COST) for bench in benchmarks)
+        return ("u", 1e6) if beside and worst["median"] < SMALL_S else ("m", 1e3)
     scaled: tuple[str, float] = plugin.pytest_benchmark_scale_unit(
         config, unit, benchmarks, best, worst, sort
     )
@@ -59,9 +60,12 @@ def pytest_benchmark_scale_unit(
 
 
 def row_name(info: dict[str, Any]) -> str:
-    """The baseline and what it lacks; for a benchmark of the link, whose link it is."""
+    """The baseline and what it lacks; for a benchmark of the link, whose link it is; of the client, how its
+    programs came to be."""
     from genie.bench.results import cell_label
 
+    if info["workload"] == CLIENT_COST:
+        return str(info["client_cost"]["capture"])
     return "genie connection" if info["workload"] == LINK else cell_label(info)
 
 

@@ -15,6 +15,7 @@ from genie.bench import cells, fixtures, newhooks
 from genie.bench.comparing import Comparison, pytest_benchmark_compare_machine_info  # noqa: F401  (a hook)
 from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a plugin's names)
     baseline,
+    client_cost,
     genie_capture_only,
     genie_full,
     genie_link,
@@ -45,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", cells.MARKER_HELP)
+    for text in (cells.MARKER_HELP, cells.GATED_HELP, cells.PROFILES_HELP):
+        config.addinivalue_line("markers", text)
     # An xdist controller collects nothing, so it has to judge by the hooks that are known now.
     own = cells.own_baselines(config, config.hook) if is_parallel(config) else None
     config.stash[OPTIONS] = read_options(config, own=own)
@@ -61,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     cells.require_selected(config)
-    items[:] = cells.in_run_order(cells.with_selected_links(config, items))
+    items[:] = cells.in_run_order(cells.with_selected_beside(config, items))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -85,7 +87,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """A failed cell or link benchmark shows the end of each server's log."""
     report = yield
     session = item.config.stash.get(SESSION, None)
-    ours = cells.is_link(item) or cells.cell_of(item) is not None
+    ours = cells.is_beside(item) or cells.cell_of(item) is not None
     if report.failed and ours and session is not None and session.pool is not None:
         for address, tail in session.pool.log_tails().items():
             report.sections.append((f"log of server {address}", tail or "(empty)"))
@@ -118,7 +120,11 @@ class CellReports:
         if report.when != "call" and report.passed:
             return
         properties = dict(report.user_properties)
-        for name, add in ((fixtures.ROW, self._summary.add), (fixtures.LINK, self._summary.add_link)):
+        for name, add in (
+            (fixtures.ROW, self._summary.add),
+            (fixtures.LINK, self._summary.add_link),
+            (fixtures.CLIENT_COST, self._summary.add_client_cost),
+        ):
             row = properties.get(name)
             if isinstance(row, dict):
                 add(report.nodeid, row, report.outcome, _reason(report))

@@ -93,6 +93,6 @@ def _labels(items: Sequence[pytest.Item]) -> dict[str, str]:
             params = "".join(f" {name}={value}" for name, value in cell["params"].items())
             ablated = f" without {', '.join(cell['ablated'])}" if cell["ablated"] else ""
             names[item.nodeid] = f"{cell['workload']}{params} on {cell['baseline']}{ablated}"
-        elif cells.is_link(item):
+        elif cells.is_beside(item):
             names[item.nodeid] = item.name.removeprefix("test_").replace("_", " ")
     return {node: f"[{k}/{len(names)}] {name}" for k, (node, name) in enumerate(names.items(), start=1)}

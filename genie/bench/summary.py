@@ -1,6 +1,7 @@
 """The tables at the end of a run: one per workload, one row per baseline, 120 columns at most.
 
-After them the link's own table, and what several devices reach at best on this machine.
+After them the tables of the link and of what the client costs, and what several devices reach at best on
+this machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ COLUMNS = (
     "dev",
     "verified",
 )
+COST_COLUMNS = ("cost of the client", "genie", "eager", "ratio", "target", "bytes/token", "trips/token")
 LINK_COLUMNS = ("link", "genie", "raw socket", "ratio")
 #: a reason longer than this is cut; pytest's own report of the failure has all of it
 REASON_WIDTH = 108
@@ -36,9 +38,10 @@ class Summary:
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
         self._links: dict[str, dict[str, Any]] = {}
+        self._costs: dict[str, dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._rows or self._links)
+        return bool(self._rows or self._links or self._costs)
 
     def add(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
         """The first failure or skip of a cell stays; a later phase that passed does not hide it."""
@@ -52,6 +55,12 @@ class Summary:
         named = {**row, "label": row["case"], "outcome": outcome, "reason": reason}
         _keep_first_failure(self._links, nodeid, named)
 
+    def add_client_cost(self, nodeid: str, row: dict[str, Any], outcome: str, reason: str) -> None:
+        """A benchmark of what the client costs, which is no cell; ``add``'s rule holds."""
+        label = ", ".join(row[key] for key in ("case", "capture") if key in row)
+        named = {**row, "label": label, "outcome": outcome, "reason": reason}
+        _keep_first_failure(self._costs, nodeid, named)
+
     def lines(self, ceiling: dict[str, Any] | None = None) -> list[str]:
         """The tables as plain text; ``ceiling`` as genie.bench.ceiling measured it."""
         lines: list[str] = []
@@ -60,6 +69,9 @@ class Summary:
         if self._links:
             links = list(self._links.values())
             lines += ["", *_aligned(LINK_COLUMNS, map(_link_cells, links)), *_reasons(links)]
+        if self._costs:
+            costs = list(self._costs.values())
+            lines += ["", *_aligned(COST_COLUMNS, map(_cost_cells, costs)), *_reasons(costs)]
         if self._rows:
             lines += ["", self._totals()]
         if ceiling is not None:
@@ -134,6 +146,29 @@ def _link_cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (row["case"], ours, raw, f"{row['throughput_ratio']:.0%} of its throughput")
     times = _seconds(row["median_s"]), _seconds(row["raw_median_s"])
     return (row["case"], *times, f"{row['time_ratio']:.2f}x its time")
+
+
+def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["outcome"] != "passed":
+        mark = "FAILED" if row["outcome"] == "failed" else "skipped"
+        return (row["label"], *["-"] * (len(COST_COLUMNS) - 2), mark)
+    if row.get("median_s") is None:
+        return (row["label"], *["-"] * (len(COST_COLUMNS) - 2), "not measured")
+    if row["target_s"] is not None:
+        target, met = f"<= {_seconds(row['target_s'])}", row["median_s"] <= row["target_s"]
+    elif row["target_ratio"] is not None:
+        target, met = f"<= {row['target_ratio']:g}x", row["ratio"] <= row["target_ratio"]
+    else:
+        target, met = "-", True
+    tokens = row["bytes_per_token"], row["trips_per_token"]
+    return (
+        row["label"],
+        f"{_seconds(row['median_s'])}/{row['unit']}",
+        _seconds(row["eager_median_s"]),
+        f"{row['ratio']:.2f}x",
+        target + ("" if met else " missed"),
+        *("-" if value is None else f"{value:.0f}" for value in tokens),
+    )
 
 
 def _reasons(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -30,8 +30,8 @@ CACHE = Path(".genie") / "gate"
 _SETTINGS = "settings.json"
 #: timed rounds of a process: more where a round is short, so that all cells have about the same spread
 ROUNDS = "11,vision_cnn=5,microbenchmark=3"
-#: the marker of cells: the benchmarks of the link are none
-_CELLS = "genie_workload"
+#: the markers of cells, and of what is measured beside them (the benchmarks of the link are not)
+_CELLS = "genie_workload or genie_gated"
 
 
 @dataclass(frozen=True)

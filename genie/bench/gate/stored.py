@@ -101,10 +101,12 @@ def _relative(result: Result, references: Mapping[str, str], cell_id: str) -> _R
 def _reference(
     result: Result, references: Mapping[str, str], cell: CellResult
 ) -> tuple[Mapping[str, float], Sequence[float]]:
-    """Medians by case, and rounds: of ``local_pytorch`` in the group, or a link's raw socket."""
-    link = cell.info.get("link")
-    if link:
-        rounds = link.get("raw_s") or ()
+    """Medians by case, and rounds: of ``local_pytorch`` in the group, of a link's raw socket, or of the
+    eager PyTorch that took turns with the client."""
+    for beside, key in (("link", "raw_s"), ("client_cost", "eager_rounds_s")):
+        if beside not in cell.info:
+            continue
+        rounds = cell.info[beside].get(key) or ()
         return {"": median(rounds)} if rounds else {}, rounds
     if cell.group not in references:
         raise CannotCompareError(

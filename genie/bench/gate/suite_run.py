@@ -19,6 +19,7 @@ _CLOSING_S = 30.0
 _MEASURED = (0, 1)
 #: the one whose features can be switched off
 ABLATED_BASELINE = "genie_full"
+_BESIDE = {"link", "client_cost"}
 
 
 def measure_like(stored: Result, out: Path, cells: Collection[str] | None = None) -> Result:
@@ -44,7 +45,8 @@ def measure_like(stored: Result, out: Path, cells: Collection[str] | None = None
 
 def suite_arguments(stored: Result, cells: Collection[str] | None) -> list[str]:
     """pytest's arguments for the same cells under the same options as ``stored``."""
-    infos = [cell.info for cell in stored.cells.values() if "link" not in cell.info]
+    # Those beside the matrix have rounds of their own.
+    infos = [cell.info for cell in stored.cells.values() if not _BESIDE & cell.info.keys()]
     infos = infos or [cell.info for cell in stored.cells.values()]
     devices = max((info["fingerprint"].get("devices") or () for info in infos), key=len)
     rounds = max(int(info["rounds"]) for info in infos)

@@ -44,7 +44,7 @@ def view(series: Series, facts: Facts, anchor: str) -> CellView:
     ratio = "" if facts.ratio is None else f", {numbers.times(facts.ratio)} of local"
     return CellView(
         anchor=anchor,
-        label=cell.label if not facts.is_link else cell.group,
+        label=cell.label if not facts.is_beside else cell.group,
         group=cell.group,
         summary=f"median {numbers.seconds(cell.median_s)}{ratio}",
         verified=facts.verified,

@@ -12,8 +12,8 @@ from typing import Any
 from genie.bench.results import CellResult
 from genie.errors import ResultError
 
-#: workload of the link benchmarks, which are no cells of the matrix
-LINK = "link"
+#: workloads of the benchmarks of the link and of the client's cost, which are no cells of the matrix
+BESIDE = ("link", "client_cost")
 #: in the order in which a request meets them
 PHASES = ("capture", "plan", "send", "remote", "fetch")
 #: of a link benchmark, beside a raw socket
@@ -69,8 +69,9 @@ class Facts:
     fingerprint: Mapping[str, Any]
 
     @property
-    def is_link(self) -> bool:
-        return self.cell.workload == LINK
+    def is_beside(self) -> bool:
+        """Of the link, or of what the client costs: no cell of the matrix."""
+        return self.cell.workload in BESIDE
 
     @property
     def bytes(self) -> int | None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from genie.bench.ceiling import ceiling_line
 from genie.bench.report import cells, numbers, sections, tables
 from genie.bench.report.cells import CellView
-from genie.bench.report.facts import PHASES, Facts
+from genie.bench.report.facts import BESIDE, PHASES, Facts
 from genie.bench.report.quantiles import CONFIDENCE, PERCENTILES, samples_needed
 from genie.bench.report.series import Run, Series
 from genie.bench.report.tables import Table
@@ -116,9 +116,9 @@ def _run(run: Run, number: int) -> RunView:
         stamp=result.when,
         file=result.path.name,
         profile=_list(facts.cell.profile for facts in found),
-        weights=_list(facts.weights for facts in found if not facts.is_link) or "none",
+        weights=_list(facts.weights for facts in found if not facts.is_beside) or "none",
         verified=sections.facts_note(run.cells),
-        links=len(found) - len(run.cells),
+        links=sum(facts.link is not None for facts in found),
     )
 
 
@@ -129,9 +129,11 @@ def _series(series: Series) -> SeriesView:
         (group, [cells.view(series, facts, anchors[facts.cell.id]) for facts in found])
         for group, found in sections.by_workload(run)
     ]
-    links = [facts for facts in run.facts.values() if facts.is_link]
-    if links:
-        workloads.append(("link", [cells.view(series, facts, anchors[facts.cell.id]) for facts in links]))
+    for name in BESIDE:
+        beside = [facts for facts in run.facts.values() if facts.cell.workload == name]
+        if beside:
+            found = [cells.view(series, facts, anchors[facts.cell.id]) for facts in beside]
+            workloads.append((name.replace("_", " "), found))
     if series.gone:
         gone = [cells.view(series, facts, anchors[facts.cell.id]) for facts in series.gone]
         workloads.append(("not in the newest run", gone))

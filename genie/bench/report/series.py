@@ -27,7 +27,7 @@ class Run:
     @property
     def cells(self) -> list[Facts]:
         """The matrix, without the link benchmarks."""
-        return [facts for facts in self.facts.values() if not facts.is_link]
+        return [facts for facts in self.facts.values() if not facts.is_beside]
 
 
 @dataclass
