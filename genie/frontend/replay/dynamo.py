@@ -6,6 +6,7 @@ that: to Dynamo it is a plain tensor on a device, whose fake stands for it while
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from genie.frontend.tensor import LazyTensor
 
@@ -48,6 +49,19 @@ def install() -> None:
             return DimDynamic.DUCK if getattr(_thread, "duck_sizes", False) else mark_as()
 
         builder.get_automatic_dynamic_shapes_mark_as = duck_sized
+        create_symbol = ShapeEnv.create_symbol
+
+        @functools.wraps(create_symbol)
+        def create_duck(
+            env: Any, val: Any, source: Any, dynamic_dim: Any = DimDynamic.DUCK,
+            constraint_dim: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:  # fmt: skip
+            # A wish that the size stay unspecialised (it only warns) would make a symbol of its own for it.
+            if dynamic_dim is DimDynamic.DUCK and getattr(constraint_dim, "warn_only", False):
+                constraint_dim = None
+            return create_symbol(env, val, source, dynamic_dim, constraint_dim, *args, **kwargs)
+
+        ShapeEnv.create_symbol = create_duck
     # What runs below an op is not the user's program: Dynamo must not try to compile it.
     for package in ("frontend", "profiling", "runtime", "semantics", "server", "srg", "wire"):
         trace_rules.add(f"genie.{package}")
