@@ -39,7 +39,7 @@ _PURE = frozenset({
     aten.all.default, aten.any.default, aten.all.dim, aten.any.dim, aten.max.default, aten.min.default,
     aten.sum.default, aten.sum.dim_IntList, aten.cumsum.default, aten.cat.default, aten.clone.default,
     aten._to_copy.default, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten.where.self,
-    aten.masked_fill.Scalar, aten.eye.default,
+    aten.masked_fill.Scalar, aten.eye.default, aten.constant_pad_nd.default,
 })  # fmt: skip
 _IN_PLACE = frozenset({
     aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor, aten.fill_.Scalar, aten.zero_.default,
