@@ -64,7 +64,7 @@ class Replay:
                 return self._gm(*args)  # sessions that take turns: lowering for each costs more than capture
             self.lower()
             segment = self._segment
-        if segment is None:
+        if segment is None or not segment.fits(args):
             return self._gm(*args)
         out = segment(*args)
         if segment.relayouts:

@@ -49,7 +49,8 @@ def install() -> None:
             return DimDynamic.DUCK if getattr(_thread, "duck_sizes", False) else mark_as()
 
         builder.get_automatic_dynamic_shapes_mark_as = duck_sized
-        create_symbol = ShapeEnv.create_symbol
+        environment: Any = ShapeEnv
+        create_symbol = environment.create_symbol
 
         @functools.wraps(create_symbol)
         def create_duck(
@@ -61,7 +62,7 @@ def install() -> None:
                 constraint_dim = None
             return create_symbol(env, val, source, dynamic_dim, constraint_dim, *args, **kwargs)
 
-        ShapeEnv.create_symbol = create_duck
+        environment.create_symbol = create_duck
     # What runs below an op is not the user's program: Dynamo must not try to compile it.
     for package in ("frontend", "profiling", "runtime", "semantics", "server", "srg", "wire"):
         trace_rules.add(f"genie.{package}")

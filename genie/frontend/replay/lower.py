@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from genie.frontend import composites
 from genie.frontend.entries import Entry
 from genie.frontend.replay.capture import CannotLowerError, Capture, Geometry, Layouts, Output
+from genie.frontend.replay.symbols import SymbolicLiteral
+from genie.frontend.specs import Spec
 from genie.frontend.tensor import LazyTensor
 
 aten = torch.ops.aten
@@ -38,6 +40,8 @@ class Lowered:
     stacks: list[str]
     #: indices of the graph's arguments that are tensors: the externals, in order; then come ``constants``
     tensors: list[int]
+    #: what each of them must look like, None where sizes are symbolic
+    expected: list[Spec | None]
     constants: list[LazyTensor]
     outputs: list[Output]
     #: externals that the program writes to, by number
@@ -81,12 +85,20 @@ def lower(gm: torch.fx.GraphModule, layouts: Layouts) -> Lowered:
         made=capture.made,
         stacks=capture.stacks,
         tensors=tensors,
+        expected=[_fixed_spec(values[i]) for i in tensors],
         constants=capture.constants,
         outputs=outputs,
         mutated=sorted(capture.mutated),
         layouts=capture.kept_layouts({o.root for o in outputs if o.kind == "slot"}),
         symbols=_sources(values),
     )
+
+
+def _fixed_spec(fake: FakeTensor) -> Spec | None:
+    geometry = Geometry.of(fake)
+    if any(isinstance(n, SymbolicLiteral) for n in geometry.sizes):
+        return None
+    return geometry.spec(geometry.sizes)
 
 
 def _sources(values: Sequence[Any]) -> list[tuple[Any, int, int]]:

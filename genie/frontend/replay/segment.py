@@ -51,6 +51,9 @@ class Segment:
         self._evaluate_made: Callable[..., list[int]] | None = None
         self._made_symbolic, self._names = made, names
         self._tensors = lowered.tensors
+        self._expected = [
+            (i, s) for i, s in zip(lowered.tensors, lowered.expected, strict=True) if s is not None
+        ]
         self._views_of_arguments = [-o.root - 1 for o in lowered.outputs if o.kind == "slot" and o.root < 0]
         self._checked: weakref.WeakSet[Recorder] = weakref.WeakSet()
         self._fixed = self._specs(self._sizes)
@@ -63,6 +66,21 @@ class Segment:
         """The constants that the graph makes are made where it is lowered: in one session."""
         constants = self._lowered.constants
         return bool(constants) and constants[0]._h.rec is not args[self._tensors[0]]._h.rec
+
+    def fits(self, args: tuple) -> bool:
+        """False when an argument has another geometry than the graph was lowered for.
+
+        Dynamo takes the tensors of a module whose dictionaries have not changed for unchanged; assigning
+        to ``parameter.data`` changes one all the same.
+        """
+        for i, expected in self._expected:
+            s = args[i]._spec
+            # A view that begins elsewhere in its memory fits, too.
+            if s is not expected and (
+                s.shape != expected.shape or s.stride != expected.stride or s.dtype is not expected.dtype
+            ):
+                return False
+        return True
 
     def describe(self, instruction: int) -> str | None:
         """The Python lines that Dynamo traced the instruction from, innermost last."""

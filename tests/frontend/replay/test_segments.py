@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import genie
-from genie.frontend.replay.backend import Replay
+from genie.frontend.replay.backend import Replay, backend
 from genie.frontend.session import Session
 
 
@@ -127,6 +127,28 @@ def test_the_same_tensor_as_two_arguments_is_one_value(local: Session) -> None:
     assert run(a, b).tolist() == [1.0, 1.0]
     assert run(a, a).tolist() == [4.0, 4.0]
     assert run(a, a[:]).tolist() == [6.0, 6.0]
+
+
+def test_views_that_begin_elsewhere_are_replayed_with_the_same_graph(local: Session) -> None:
+    run = compiled(lambda row: row * 2)
+    x = torch.arange(6.0).view(3, 2).to("genie")
+    assert [run(x[i]).tolist() for i in range(3)] == [[0.0, 2.0], [4.0, 6.0], [8.0, 10.0]]
+    assert local.recorder.replays == 3
+
+
+def test_an_argument_that_does_not_look_as_traced_is_not_replayed(local: Session) -> None:
+    found: list[Replay] = []
+
+    def kept(gm, inputs):  # type: ignore[no-untyped-def]
+        found.append(backend(gm, inputs))
+        return found[-1]
+
+    run = torch.compile(lambda x: x + x, backend=kept, dynamic=False)
+    run(torch.ones(2, device="genie"))
+    (graph,) = found
+    (out,) = graph(torch.ones(3, device="genie"))  # as if a guard had missed it
+    assert out.tolist() == [2.0, 2.0, 2.0]
+    assert local.recorder.replays == 1
 
 
 def test_a_constant_made_in_the_graph_is_made_anew_by_each_call(local: Session) -> None:
