@@ -92,7 +92,9 @@ def test_every_program_is_captured_sent_and_run_as_its_receipt_says(decode) -> N
         assert capture.args["template"] == programs[n].args["template"]
     assert {p.args["nonce"] for p in programs.values()} == {"decode-1"}
     total = sum(s.end - s.start for s in trace.named("execute", server)) / 1e6
-    assert total == pytest.approx(link.timings.remote * 1e3, rel=1e-4)
+    # Both ends of a span are told to within the clock's error: so is what lies between them, twice.
+    error_ms = trace.other["servers"][0]["clock_error_ns"] / 1e6
+    assert abs(total - link.timings.remote * 1e3) <= 2 * error_ms
 
 
 def test_a_program_runs_between_its_send_and_the_reply_that_tells_of_it(decode) -> None:
