@@ -13,6 +13,10 @@ class UnsupportedOpError(GenieError, NotImplementedError):
     """An operation that device ``genie`` cannot capture, or that the server does not allow."""
 
 
+class StaleGraphError(GenieError):
+    """A compiled graph was called with an argument that had changed in a way its guards do not see."""
+
+
 class SessionClosedError(GenieError):
     """A tensor or a session was used after its session had ended."""
 

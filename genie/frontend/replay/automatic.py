@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
+from genie.errors import StaleGraphError
 from genie.frontend.recorder import Recorder
 from genie.frontend.tensor import LazyTensor
 
@@ -89,6 +90,9 @@ class ModuleReplay:
         try:
             with duck_sizes():
                 return compiled(module, *args, **kwargs)
+        except StaleGraphError:
+            if recorder.recorded != recorded:
+                raise  # as below
         except torch._dynamo.exc.TorchDynamoException as exc:
             if recorder.recorded != recorded:
                 raise  # part of the call has been done: it must not be done twice

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from genie.errors import StaleGraphError
 from genie.frontend.replay import dynamo
 from genie.frontend.replay.capture import CannotLowerError, Layouts
 from genie.frontend.replay.lower import lower
@@ -64,8 +65,15 @@ class Replay:
                 return self._gm(*args)  # sessions that take turns: lowering for each costs more than capture
             self.lower()
             segment = self._segment
-        if segment is None or not segment.fits(args):
+        if segment is None:
             return self._gm(*args)
+        if not segment.fits(args):
+            # Not captured lazily from the graph: what the program made of the sizes is written into it.
+            raise StaleGraphError(
+                "a tensor has another shape, stride or dtype than the graph was compiled for, and Dynamo's "
+                "guards did not see it (was it assigned to parameter.data?): call torch._dynamo.reset() "
+                "after such a change, or replace the parameter"
+            )
         out = segment(*args)
         if segment.relayouts:
             self._layouts |= segment.layouts(segment.relayouts)
