@@ -57,6 +57,15 @@ class OutOfMemoryError(RemoteError):
     """The server's device, or the session's quota, has no memory left for a request."""
 
 
+class PeerError(RemoteError):
+    """A tensor could not move between two servers: one is lost, or they cannot reach each other."""
+
+
+class PlanError(GenieError):
+    """A scheduling policy raised, or returned a plan that cannot be carried out; the message names the
+    policy and the instruction or edge."""
+
+
 class MeasurementError(GenieError):
     """A measured cell cannot be believed (failed verification, missing receipt, bytes that disagree)."""
 

@@ -3,8 +3,8 @@
 A conversation: the server sends `Challenge` as soon as the connection opens, the client answers
 `Auth`, the server answers `Welcome` (or `Error` and closes). After that the client sends requests;
 the server handles them one by one in order. `Upload`, `Adopt` and `Release` have no reply of their
-own: a failure is kept and answers the next request that has one (the client's later results are
-poisoned by *that* error). All others are answered by exactly one message, or by `Error`.
+own (nor have `Expect` and `Send`): a failure is kept and answers the next request that has one (the
+client's later results are poisoned by *that* error). All others are answered by exactly one message, or by `Error`.
 
 Handles are 64-bit ints chosen by the client; a session owns its own and sees no other's.
 """
@@ -15,7 +15,7 @@ import msgspec
 
 from genie.device_facts import DeviceFacts
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 #: predictions that one template may have (see `Execute`)
 MAX_LANES = 32
 
@@ -105,6 +105,70 @@ class Release(Message):
     handles: list[int]
 
 
+class PeerListen(Message):
+    """The server is to be the meeting point of a group of servers, among which tensors can move."""
+
+
+class PeerAddress(Message):
+    """Where the others find it: the group's store."""
+
+    host: str
+    port: int
+
+
+class PeerJoin(Message):
+    """Joins the session to a group: this server is number ``rank`` of ``world``. Answered once all have
+    joined; so it must be sent to all before any answer is read. A second join leaves the first group.
+    ``timeout_s``: for joining, and for each transfer. Raises PeerError."""
+
+    host: str
+    port: int
+    rank: int
+    world: int
+    timeout_s: float
+
+
+class PeerJoined(Message):
+    backend: str  # "gloo" | "nccl"
+
+
+class Expect(Message):
+    """Binds a handle to a tensor that server ``source`` (a rank of the group) will send under ``tag``. No
+    reply, no waiting: the first use of the handle waits. What fails there poisons the handle. With a digest
+    the content is checked, and shared as if it had been uploaded. Between two servers the order of `Expect`
+    on one must be that of `Send` on the other."""
+
+    handle: int
+    spec: TensorSpec
+    source: int
+    tag: int
+    digest: bytes | None = None
+
+
+class Send(Message):
+    """Sends a handle's content as it is now, laid out as ``spec`` says, to server ``target``. No reply, no
+    waiting. ``narrow``: (dimension, start, length) of what is to be sent; ``spec`` is that of the part. A
+    poisoned handle sends its error."""
+
+    handle: int
+    spec: TensorSpec
+    target: int
+    tag: int
+    narrow: tuple[int, int, int] | None = None
+
+
+class Load(Message):
+    """Asks how busy the server is, all sessions together."""
+
+
+class LoadReply(Message):
+    sessions: int
+    held_bytes: int  # by all sessions; shared contents once
+    busy_s: float  # seconds of executing programs since the server started
+    memory_total: int  # bytes of the device's memory (of the host's for a CPU)
+    memory_free: int
+
+
 class OpDef(msgspec.Struct, array_like=True, frozen=True):
     """One op with its argument pattern; ``tid`` is the client's number for it in this session.
 
@@ -141,6 +205,9 @@ class TemplateBody(msgspec.Struct, array_like=True, frozen=True):
     #: replayed program has other sizes from run to run, so its layouts cannot be checked once.
     layouts: list[tuple[int, list[int]]] = []
     replay: bool = False  # lowered from a compiled graph, not recorded op by op
+    #: int32 LE, as many as ``kept``: kept slot number i is bound to handle ``base + names[i]``. Empty: the
+    #: names are the slots. A part of a program keeps the names that its values have in the whole.
+    names: bytes = b""
 
 
 class Check(msgspec.Struct, array_like=True, frozen=True):
@@ -256,6 +323,8 @@ class CountersReply(Message):
     handles: int
     templates: int
     earlier: list[BriefReceipt] = []  # of the quiet programs since the last reply
+    peer_in: int = 0  # bytes of tensors received from other servers
+    peer_out: int = 0
 
 
 class Trace(Message):
@@ -309,5 +378,33 @@ class Error(Message):
     instruction: int = -1
 
 
-ClientMessage = Auth | Ping | Offer | Upload | Adopt | Release | Execute | Counters | Trace | Bye
-ServerMessage = Challenge | Welcome | Pong | Wanted | Result | CountersReply | TraceReply | Error
+ClientMessage = (
+    Auth
+    | Ping
+    | Offer
+    | Upload
+    | Adopt
+    | Release
+    | Execute
+    | Counters
+    | Trace
+    | PeerListen
+    | PeerJoin
+    | Expect
+    | Send
+    | Load
+    | Bye
+)
+ServerMessage = (
+    Challenge
+    | Welcome
+    | Pong
+    | Wanted
+    | Result
+    | CountersReply
+    | TraceReply
+    | PeerAddress
+    | PeerJoined
+    | LoadReply
+    | Error
+)
