@@ -15,8 +15,20 @@ FEATURES: tuple[str, ...] = (
 )
 
 #: features that exist today; only these may be listed as enabled in a result
-IMPLEMENTED_FEATURES: tuple[str, ...] = ("residency", "colocation", "replay")
+IMPLEMENTED_FEATURES: tuple[str, ...] = (
+    "residency",
+    "colocation",
+    "phases",
+    "pipelining",
+    "branches",
+    "cost_model",
+    "replay",
+)
+
+#: features of the scheduler that decides for a pool of several servers
+POOL_FEATURES: tuple[str, ...] = ("phases", "pipelining", "branches", "cost_model")
 
 #: a feature that cannot work without another is off when that one is: where each program may run
-#: elsewhere, the state of the one before cannot stay in place
-NEEDS: dict[str, str] = {"residency": "colocation"}
+#: elsewhere, the state of the one before cannot stay in place; and where nothing stays, every program
+#: runs alone, so there is nothing to schedule
+NEEDS: dict[str, str] = {"residency": "colocation"} | dict.fromkeys(POOL_FEATURES, "residency")

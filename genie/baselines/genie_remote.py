@@ -6,19 +6,23 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
 import genie
-from genie.baselines.protocol import Receipt, Reply, Setup, Wire
+from genie.baselines.protocol import PlanSummary, Receipt, Reply, Setup, Wire
+from genie.config import POOL_FEATURES
 from genie.errors import SessionClosedError
 from genie.frontend.program import Executor
 from genie.runtime.link import ServerLink
+from genie.runtime.open_pool import PoolCosts, open_pool
+from genie.runtime.pool import PoolExecutor
 from genie.runtime.remote import ResidentExecutor, open_link
 from genie.runtime.stateless import StatelessExecutor
+from genie.scheduler.plan import Plan
 from genie.workloads.protocol import Request, Response, Workload
 
 
@@ -33,9 +37,10 @@ class _Remote:
     name = ""
     remote = True
 
-    def __init__(self, addresses: Sequence[str], token: str) -> None:
+    def __init__(self, addresses: Sequence[str], token: str, tls_ca: str | None = None) -> None:
         self._addresses = list(addresses)
         self._token = token
+        self._tls_ca = tls_ca
         self._session: genie.Session | None = None
         self._links: tuple[ServerLink, ...] = ()
         self._model: nn.Module | None = None
@@ -50,7 +55,7 @@ class _Remote:
         links: list[ServerLink] = []
         try:
             for address in addresses:
-                links.append(open_link(address, self._token))
+                links.append(open_link(address, self._token, tls_ca=self._tls_ca))
         except BaseException:
             for link in links:
                 link.close()
@@ -94,9 +99,12 @@ class _Remote:
         response, self._response = self._response, None
         reply = Reply(response=response)
         wires = []
+        peer_in = peer_out = 0
         phases = dict.fromkeys(("capture", "send", "remote", "fetch"), 0.0)
         for link in self._links:
             out, into, trips, server_in, server_out = link.traffic()
+            peer_in += link.peer_bytes[0]
+            peer_out += link.peer_bytes[1]
             wires.append((out, into, trips, server_in, server_out))
             spent = link.timings
             phases["capture"] += spent.capture * 1e3
@@ -113,6 +121,8 @@ class _Remote:
             round_trips=totals[2],
             server_in=totals[3],
             server_out=totals[4],
+            peer_bytes=peer_out,
+            peer_in=peer_in,
         )
         reply.phases_ms = phases
         return reply
@@ -170,20 +180,39 @@ class GenieFull(_Remote):
 
     ``residency``: results stay on the server that made them. ``colocation``: the programs of a
     request run where its state is. Without either, state travels with each program, as in
-    `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run. ``replay``:
-    modules that are called again are not captured anew.
+    `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run. ``phases``,
+    ``pipelining`` and ``branches``: a window of operations may be spread over the pool, where the scheduler
+    expects that to pay; with ``cost_model`` it knows what that depends on, ``costs()``. ``replay``: modules
+    that are called again are not captured anew.
     """
 
     name = "genie_full"
 
-    def __init__(self, addresses: Sequence[str], token: str, features: frozenset[str]) -> None:
-        super().__init__(addresses, token)
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        token: str,
+        features: frozenset[str],
+        tls_ca: str | None = None,
+        *,
+        costs: Callable[[], PoolCosts | None] = lambda: None,
+    ) -> None:
+        super().__init__(addresses, token, tls_ca)
         self._features = features
+        self._costs = costs
+        self._pool: PoolExecutor | None = None
+        self._plan_s = 0.0
 
     def _executor(self) -> LinkedExecutor:
+        self._pool = None
         colocated = "colocation" in self._features or len(self._addresses) == 1
         if colocated and "residency" in self._features:
-            return ResidentExecutor(self._open(self._addresses[:1])[0])
+            if len(self._addresses) == 1:
+                return ResidentExecutor(self._open(self._addresses)[0])
+            costs = self._costs() if "cost_model" in self._features else None
+            links = self._open(self._addresses)
+            self._pool = open_pool(links, features=self._features & {*POOL_FEATURES}, costs=costs)
+            return self._pool
         return StatelessExecutor(
             self._open(self._addresses if not colocated else self._addresses[:1]), round_robin=not colocated
         )
@@ -193,3 +222,27 @@ class GenieFull(_Remote):
 
     def _replay(self) -> bool:
         return "replay" in self._features
+
+    def run(self, request: Request) -> Response:
+        if self._pool is not None:
+            self._plan_s = self._pool.plan_s
+            self._pool.followed.clear()
+        return super().run(request)
+
+    def account(self) -> Reply:
+        reply = super().account()
+        pool = self._pool
+        if pool is not None:
+            reply.phases_ms["plan"] = (pool.plan_s - self._plan_s) * 1e3
+            reply.plans = [_summary(plan) for plan in pool.followed]
+        return reply
+
+
+def _summary(plan: Plan) -> PlanSummary:
+    return PlanSummary(
+        plan.placement.policy,
+        plan.placement.label,
+        plan.placement.why,
+        plan.servers,
+        None if plan.predicted_s is None else plan.predicted_s * 1e3,
+    )

@@ -31,7 +31,8 @@ class Wire:
 
     Client side: ``bytes_out``, ``bytes_in``. ``server_in``/``server_out`` are the other end's own
     counters, None where the peers are counted by the kernel on one side only. ``round_trips`` is
-    None for the peers. ``peer_bytes`` moved between servers.
+    None for the peers. ``peer_bytes`` moved between servers, as those that sent them counted; ``peer_in``
+    as those that received them did (None: not known).
     """
 
     bytes_out: int = 0
@@ -40,6 +41,19 @@ class Wire:
     peer_bytes: int = 0
     server_in: int | None = None
     server_out: int | None = None
+    peer_in: int | None = None
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """How one window of a request was scheduled: the ``policy`` whose proposal (``label``) was followed, on
+    which ``servers``, and the milliseconds that it was predicted to take; None without a cost model."""
+
+    policy: str
+    label: str
+    why: str
+    servers: tuple[int, ...]
+    predicted_ms: float | None
 
 
 @dataclass
@@ -58,6 +72,8 @@ class Reply:
     server_cpu_s: float = 0.0
     #: where ``response.token_s`` was observed: "client" or "server"
     tokens_observed_at: str = "client"
+    #: of the request's windows, in order; empty for baselines that do not schedule
+    plans: list[PlanSummary] = field(default_factory=list)
 
 
 @dataclass

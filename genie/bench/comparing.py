@@ -189,7 +189,8 @@ def _planned_differences(stored: CellResult, item: pytest.Item | None, session: 
     fingerprint = session.fingerprint(cell["baseline"], remote=not local)
     known = ["client"]
     # Servers elsewhere are asked when they are needed, and only a user's baseline knows where it runs.
-    if local or (cell["baseline"] in BASELINES and not session.options.addresses):
+    elsewhere = session.options.addresses or session.options.launch.launcher == "ray"
+    if local or (cell["baseline"] in BASELINES and not elsewhere):
         known.append("devices")
     then |= {key: stored.info["fingerprint"].get(key) for key in known}
     now |= {key: fingerprint[key] for key in known}

@@ -45,15 +45,18 @@ def genie_servers(
     genie_session: BenchSession, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerPool]:
     """The pool of servers: started here, the controller's under xdist, or the user's own."""
+    from genie.bench.launchers import start_elsewhere
     from genie.bench.pool import RunningServers, StartedServers
 
     options = genie_session.options
     shared = getattr(request.config, "workerinput", {}).get("genie_pool")
     pool: ServerPool
     if shared:
-        pool = RunningServers(shared["addresses"], shared["token"], shared["pids"])
+        pool = RunningServers(shared["addresses"], shared["token"], shared["pids"], shared["tls_ca"])
     elif options.addresses:
-        pool = RunningServers(options.addresses, options.token)
+        pool = RunningServers(options.addresses, options.token, options.pids, options.launch.bind.tls_ca)
+    elif options.launch.launcher != "local":
+        pool = start_elsewhere(genie_session, tmp_path_factory.mktemp("genie-logs"))
     else:
         pool = StartedServers(genie_session.server_slots, tmp_path_factory.mktemp("genie-logs"))
     genie_session.pool = pool
@@ -148,7 +151,8 @@ def genie_local_remote(genie_servers: ServerPool) -> Iterator[Baseline]:
     """Capture, executed by one server over loopback TCP."""
     from genie.baselines.genie_remote import GenieLocalRemote
 
-    with closing(GenieLocalRemote(genie_servers.require(1), genie_servers.token)) as baseline:
+    addresses = genie_servers.require(1)
+    with closing(GenieLocalRemote(addresses, genie_servers.token, genie_servers.tls_ca)) as baseline:
         yield baseline
 
 
@@ -158,7 +162,7 @@ def genie_no_semantics(genie_servers: ServerPool) -> Iterator[Baseline]:
     from genie.baselines.genie_remote import GenieNoSemantics
 
     addresses = genie_servers.require(len(genie_servers.addresses))
-    with closing(GenieNoSemantics(addresses, genie_servers.token)) as baseline:
+    with closing(GenieNoSemantics(addresses, genie_servers.token, genie_servers.tls_ca)) as baseline:
         yield baseline
 
 
@@ -179,7 +183,7 @@ def genie_full(
             raise
         pytest.skip(str(error))
     addresses = genie_servers.require(len(genie_servers.addresses))
-    with closing(GenieFull(addresses, genie_servers.token, features)) as baseline:
+    with closing(GenieFull(addresses, genie_servers.token, features, genie_servers.tls_ca)) as baseline:
         yield baseline
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from genie.bench.launchers import Launch, add_launch_options, read_launch, read_pool_option
 from genie.config import FEATURES, IMPLEMENTED_FEATURES, NEEDS
 from genie.errors import ConfigError
 
@@ -53,6 +54,10 @@ class Options:
     trace: Path | None = None
     #: asked for by name, of those that pytest_genie_baselines adds; None: all of them
     own_baselines: tuple[str, ...] | None = None
+    #: who starts the servers, where no addresses are given
+    launch: Launch = field(default_factory=Launch)
+    #: of the servers at ``addresses``, where a pool file tells them
+    pids: tuple[int, ...] = ()
 
     @property
     def features(self) -> frozenset[str]:
@@ -62,7 +67,11 @@ class Options:
 
 def features_without(ablated: Collection[str]) -> frozenset[str]:
     """All implemented features but those in ``ablated`` and those that need one of them."""
-    return frozenset(f for f in IMPLEMENTED_FEATURES if f not in ablated and NEEDS.get(f) not in ablated)
+
+    def works(feature: str | None) -> bool:
+        return feature is None or (feature not in ablated and works(NEEDS.get(feature)))
+
+    return frozenset(filter(works, IMPLEMENTED_FEATURES))
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -74,9 +83,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--genie-address",
-        metavar="HOST:PORT,...",
-        help=f"use servers that already run, instead of starting any; token in ${TOKEN_VARIABLE}",
+        metavar="HOST:PORT,...|@FILE",
+        help="use servers that already run, instead of starting any (@FILE: those that `genie serve --pool` "
+        f"has written there); token in ${TOKEN_VARIABLE}",
     )
+    add_launch_options(group)
     group.addoption("--genie-device", metavar="|".join(DEVICES), default="auto", help="default: auto")
     group.addoption(
         "--genie-profile",
@@ -124,7 +135,7 @@ def read_options(
     ablate = config.getoption("genie_ablate")
     device = _one_of("--genie-device", config.getoption("genie_device"), DEVICES)
     profile = config.getoption("genie_profile")
-    addresses = _addresses(config.getoption("genie_address"))
+    addresses, pids = _addresses(config.getoption("genie_address"), config.getoption("genie_pool_wait"))
     servers = _positive("--genie-servers", config.getoption("genie_servers"))
     token = environ.get(TOKEN_VARIABLE, "")
     if addresses and not token:
@@ -136,7 +147,8 @@ def read_options(
             "--genie-servers starts servers and --genie-address uses running ones: give one of the two"
         )
     if device == "cuda":
-        _require_gpus(servers)
+        # Ray's servers have the GPUs of other hosts; this one has the local baselines'.
+        _require_gpus(servers if config.getoption("genie_launcher") != "ray" else 1)
     baselines, own_baselines = _baselines(config.getoption("genie_baselines"))
     if own is not None:
         require_baselines(own_baselines or (), own)
@@ -154,6 +166,8 @@ def read_options(
         ablate_each=ablate == ABLATE_EACH,
         ceiling=not config.getoption("genie_no_ceiling"),
         trace=_trace(config.getoption("genie_trace")),
+        launch=read_launch(config, addresses_given=bool(addresses)),
+        pids=pids,
     )
 
 
@@ -247,9 +261,12 @@ def _weights(value: str) -> str:
     return value
 
 
-def _addresses(value: str | None) -> tuple[str, ...]:
+def _addresses(value: str | None, pool_wait: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Addresses, and the servers' pids where they are known."""
     if value is None:
-        return ()
+        return (), ()
+    if value.startswith("@"):
+        return read_pool_option(value, pool_wait)
     addresses = tuple(_listed(value))
     for address in addresses:
         host, _, port = address.rpartition(":")
@@ -259,7 +276,7 @@ def _addresses(value: str | None) -> tuple[str, ...]:
             )
     if not addresses:
         raise pytest.UsageError("--genie-address: no address given; write HOST:PORT,HOST:PORT")
-    return addresses
+    return addresses, ()
 
 
 def _require_gpus(servers: int | None) -> None:

@@ -25,6 +25,10 @@ class ServerPool(Protocol):
     def token(self) -> str: ...
 
     @property
+    def tls_ca(self) -> str | None:
+        """PEM file of whom to trust for the servers; None where they do not speak TLS."""
+
+    @property
     def pids(self) -> frozenset[int]:
         """Processes that a receipt may name; empty where they are not known."""
 
@@ -50,6 +54,8 @@ def with_logs(error: ServerLostError, pool: ServerPool) -> ServerLostError:
 
 class StartedServers:
     """One server process per slot, started in parallel and killed by ``close``."""
+
+    tls_ca = None
 
     def __init__(self, slots: Sequence[DeviceSlot], log_dir: Path) -> None:
         from genie.runtime.server_process import start_servers
@@ -96,7 +102,10 @@ class StartedServers:
 class RunningServers:
     """Servers that someone else started. Their pids are known only when the starter passed them on."""
 
-    def __init__(self, addresses: Sequence[str], token: str, pids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, addresses: Sequence[str], token: str, pids: Sequence[int] = (), tls_ca: str | None = None
+    ) -> None:
+        self.tls_ca = tls_ca
         self.addresses = tuple(addresses)
         self.token = token
         self.pids = frozenset(pids)
@@ -112,7 +121,7 @@ class RunningServers:
     def _asked(self, address: str) -> DeviceFacts:
         from genie.runtime.connection import Connection
 
-        with Connection.connect(address, self.token) as connection:
+        with Connection.connect(address, self.token, tls_ca=self.tls_ca) as connection:
             return connection.welcome.facts
 
     def require(self, count: int) -> tuple[str, ...]:

@@ -86,9 +86,11 @@ class BenchSession:
     def server_slots(self) -> list[DeviceSlot]:
         from genie.devices import device_slot
 
-        return [device_slot(self.device_type, index) for index in range(self._server_count())]
+        return [device_slot(self.device_type, index) for index in range(self.server_count)]
 
-    def _server_count(self) -> int:
+    @property
+    def server_count(self) -> int:
+        """Asked for, or (where the user does not say) one per device of this host."""
         if self.options.addresses:
             return len(self.options.addresses)
         if self.options.servers is not None:
@@ -142,7 +144,8 @@ class BenchSession:
     def measure_ceiling(self) -> None:
         """Once, when timed cells used several devices; servers elsewhere say nothing about this machine."""
         options = self.options
-        if self.most_devices < 2 or self.ceiling is not None or options.addresses or not options.ceiling:
+        elsewhere = options.addresses or options.launch.launcher == "ray"
+        if self.most_devices < 2 or self.ceiling is not None or elsewhere or not options.ceiling:
             return
         from genie.bench.ceiling import measure_ceiling
 

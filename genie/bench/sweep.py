@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genie.bench.cells import LATE_STAGES
+from genie.bench.launchers import start_elsewhere
 from genie.bench.options import BASELINES
 from genie.bench.pool import ServerPool, StartedServers
 from genie.bench.session import session_of
 from genie.devices import DeviceSlot
-from genie.errors import RemoteError
+from genie.errors import ConfigError, RemoteError
 
 POOL_BASELINES = frozenset(
     name for name in BASELINES if name.startswith("genie_") and name != "genie_capture_only"
@@ -30,12 +33,14 @@ _POOL = pytest.StashKey["SharedPool"]()
 class SharedPool:
     """The controller's pool, as a plugin of its run. Its logs are kept when something went wrong."""
 
-    def __init__(self, slots: list[DeviceSlot]) -> None:
+    def __init__(self, slots: list[DeviceSlot], start: Callable[[Path], ServerPool] | None = None) -> None:
+        """``start`` makes the pool, given the folder for logs (default: a server per slot, on this host)."""
         self.log_dir = Path(tempfile.mkdtemp(prefix="genie-logs-"))
         self._clean = False
+        self.servers: ServerPool
         try:
-            self.servers: ServerPool = StartedServers(slots, self.log_dir)
-        except RemoteError as error:
+            self.servers = start(self.log_dir) if start else StartedServers(slots, self.log_dir)
+        except (RemoteError, ConfigError) as error:
             raise pytest.UsageError(f"{error}\nThe servers' logs are in {self.log_dir}") from error
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -82,7 +87,10 @@ def pytest_configure_node(node: Any) -> None:
         return
     stash = node.config.stash
     if _POOL not in stash:
-        shared = stash[_POOL] = SharedPool(session.server_slots)
+        if session.options.launch.launcher == "local":
+            shared = stash[_POOL] = SharedPool(session.server_slots)
+        else:
+            shared = stash[_POOL] = SharedPool([], partial(start_elsewhere, session))
         node.config.pluginmanager.register(shared, "genie-shared-pool")
         node.config.add_cleanup(shared.close)
     pool = stash[_POOL].servers
@@ -90,4 +98,5 @@ def pytest_configure_node(node: Any) -> None:
         "addresses": list(pool.addresses),
         "token": pool.token,
         "pids": sorted(pool.pids),
+        "tls_ca": pool.tls_ca,
     }

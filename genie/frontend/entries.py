@@ -24,8 +24,8 @@ class Entry:
     """
 
     __slots__ = (
-        "checked", "container", "dynamic", "literals", "once", "op", "outs", "results", "single", "tid",
-        "views", "writes",
+        "checked", "container", "dynamic", "ins", "literals", "once", "op", "outs", "results", "single",
+        "tid", "views", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -41,10 +41,17 @@ class Entry:
         self.checked = False
         self.dynamic = False
         self.once = False  # a dynamic entry whose outputs, once told, stay as they are
+        self.ins: tuple[Spec, ...] = ()  # of the tensor arguments, where the op was recorded
 
     def with_specs(self, specs: list[Spec]) -> Entry:
         """The same instruction with other predictions for its new tensors."""
-        return Entry(self.op, self.tid, self.literals, list(specs), self.container, self.writes)
+        return self.with_sizes(self.literals, specs)
+
+    def with_sizes(self, literals: tuple[int, ...], specs: list[Spec]) -> Entry:
+        """The same op on tensors of other sizes."""
+        entry = Entry(self.op, self.tid, literals, list(specs), self.container, self.writes)
+        entry.views = self.views
+        return entry
 
     def wire_specs(self) -> list[TensorSpec]:
         return [to_wire(s) for s in self.outs]

@@ -6,11 +6,15 @@ put a new Parameter in each place. Swapping the two tensors keeps the Parameter 
 own switch for that (`torch.__future__.set_swap_module_params_on_conversion`) is for the process, and
 changes what `load_state_dict` does to models that have nothing to do with Genie: so the swap is
 made here, for the parameters that cross, by the function that `Module._apply` hands to each of them.
+
+What moves, or loads its state, is also where a session learns the names of its weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +22,10 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import is_lazy
 
 from genie.errors import ParameterInUseError
+from genie.frontend import names
 
 _pytorch_apply = nn.Module._apply
+_pytorch_load_state_dict = nn.Module.load_state_dict
 
 
 def _crosses(old: Tensor, new: Tensor) -> bool:
@@ -83,9 +89,21 @@ def _held(name: str) -> str:
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    return _pytorch_apply(self, fn if isinstance(fn, _Move) else _Move(self, fn), recurse)
+    if isinstance(fn, _Move):
+        return _pytorch_apply(self, fn, recurse)
+    moved = _pytorch_apply(self, _Move(self, fn), recurse)
+    names.remember(self)
+    return moved
+
+
+@wraps(_pytorch_load_state_dict)
+def _load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    loaded = _pytorch_load_state_dict(self, *args, **kwargs)
+    names.remember(self)
+    return loaded
 
 
 def register() -> None:
     """Idempotent."""
     nn.Module._apply = _apply  # type: ignore[method-assign]
+    nn.Module.load_state_dict = _load_state_dict  # type: ignore[method-assign]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from genie.frontend.entries import Entry
+from genie.frontend.names import WeightNames
+from genie.frontend.specs import Spec
 from genie.wire.messages import Check, OpDef, ProgramReceipt, Relayout, TemplateBody, TensorSpec
 
 if TYPE_CHECKING:
@@ -42,6 +45,17 @@ class Program:
     replay: bool = False
     started: float = 0.0  # `time.perf_counter` when the first op was recorded
     trace: ProgramTrace | None = None  # what a profile that is being taken follows it with
+    names: bytes = b""  # see `TemplateBody`
+    #: where ``entries`` hold the sizes of another call: the entries and the externals' specs of this one
+    concrete: Callable[[], tuple[list[Entry], list[Spec]]] | None = None
+    #: two programs of one key have equal sizes throughout if these are equal; None: if their entries are
+    sizes: Sequence[int] | None = None
+    weight_names: WeightNames | None = None  # of the session, as they are now
+
+    @property
+    def template(self) -> tuple[bytes, bytes]:
+        """Identifies the template as servers know it: a part of a program binds names of its own."""
+        return (self.key[0], self.key[1] + b"|" + self.names) if self.names else self.key
 
     def tids(self) -> list[int]:
         """The op definitions that the program uses, each once."""
@@ -49,7 +63,7 @@ class Program:
 
     def body(self, defs: list[OpDef]) -> TemplateBody:
         return TemplateBody(
-            defs, self.key[0], self.n_ext, self.n_slots, self.key[1], self.layouts, self.replay
+            defs, self.key[0], self.n_ext, self.n_slots, self.key[1], self.layouts, self.replay, self.names
         )
 
     def checks(self) -> list[Check]:

@@ -123,7 +123,8 @@ class Recorder(ProgramStream):
             if entry.dynamic:
                 asked = self._record_dynamic(func, args, kwargs, entry, slots, floats, tensors)
                 if entry.once:
-                    self.entries[hashed] = learned_entry(entry, [t._spec for t in asked])
+                    known_now = self.entries[hashed] = learned_entry(entry, [t._spec for t in asked])
+                    known_now.ins = entry.ins
                 return asked
 
             if entry.writes:
@@ -181,9 +182,11 @@ class Recorder(ProgramStream):
 
     def _make_entry(self, func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[LazyTensor]) -> Entry:
         try:
-            return make_entry(func, args, kwargs, tensors)
+            entry = make_entry(func, args, kwargs, tensors)
         except DataDependent:
-            return dynamic_entry(func, args, kwargs)
+            entry = dynamic_entry(func, args, kwargs)
+        entry.ins = tuple(t._spec for t in tensors)
+        return entry
 
     def _outputs(
         self,

@@ -20,6 +20,7 @@ from genie.errors import RemoteError, SessionClosedError
 from genie.frontend.callsite import Sites
 from genie.frontend.entries import Entry
 from genie.frontend.handle import Handle, Shadow, Value
+from genie.frontend.names import WeightNames
 from genie.frontend.program import Executor, Outcome, Program
 from genie.frontend.tensor import LazyTensor
 from genie.profiling import spans
@@ -49,6 +50,7 @@ class ProgramStream:
         self.closed: str | None = None
         #: whether modules that are called again run compiled (`genie.frontend.replay.automatic`)
         self.replay = False
+        self.weight_names = WeightNames()
         self.dead: list[int] = []
         self.programs = 0
         self.syncs = 0
@@ -139,6 +141,7 @@ class ProgramStream:
         if self._entries or self.closed:
             self.flush()
         program.base, program.first = self._base, self.ops
+        program.weight_names = self.weight_names
         program.inputs = self._inputs
         program.release, self.dead = self.dead, []
         self._recent.append((self.ops, self.ops + len(program.entries), sites))
@@ -172,6 +175,7 @@ class ProgramStream:
             first=self.ops,
             capture_s=ended - self._started if self._entries else 0.0,
             started=self._started,
+            weight_names=self.weight_names,
         )
         code = array("i", self._code).tobytes()
         self._recent.append((self.ops, self.ops + len(self._entries), Sites(self._sites)))

@@ -130,7 +130,7 @@ class InProcessExecutor:
             if trace is not None:
                 self.synchronize()
                 trace.executed(started, time.perf_counter_ns(), template)
-            store.bind_kept(program.base, template.kept, kept)
+            store.bind_kept(program.base, template.kept_names, kept)
         outcome.fetched = [_to_host(store.get(h)) for h in fetch]
         outcome.described = [to_wire(spec_of(store.get(h))) for h in describe]
         if program.release:

@@ -26,6 +26,7 @@ from genie.wire.messages import (
     CountersReply,
     Execute,
     Offer,
+    Ping,
     ProgramReceipt,
     Result,
     Trace,
@@ -104,17 +105,22 @@ class ServerLink:
         self._asked = self._replies = 0  # requests that are answered, and their replies so far
         self._receipts = Completer(connection.welcome.pid, connection.welcome.device)
         self._progress = UploadProgress()
+        self._peers = (0, 0)
 
     # -- contents --------------------------------------------------------------------------------
 
-    def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
-        """Binds ``handle`` on the server to a dense CPU tensor; sends nothing that it already has."""
+    def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> bytes | None:
+        """Binds ``handle`` on the server to a dense CPU tensor; sends nothing that it already has.
+
+        Returns the content's SHA-256 where the server shares it between sessions.
+        """
         start = time.perf_counter_ns()
-        self._upload(handle, tensor, is_parameter)
+        digest = self._upload(handle, tensor, is_parameter)
         if self.trace is not None:
             self.trace.uploaded(start, tensor.nbytes)
+        return digest
 
-    def _upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
+    def _upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> bytes | None:
         spec, data, owner = to_wire(tensor)
         if is_parameter and owner.nbytes >= SHARED_BYTES:
             digest = hashlib.sha256(data).digest()
@@ -122,11 +128,22 @@ class ServerLink:
             assert isinstance(wanted, Wanted)
             if not wanted.missing:
                 self.connection.post(Adopt(handle, spec, digest))
-                return
+                return digest
             self.connection.post(Upload(handle, spec, digest), [data])
         else:
+            digest = None
             self.connection.post(Upload(handle, spec), [data])
         self._progress.add(owner.nbytes)
+        return digest
+
+    def digest(self, tensor: Tensor) -> tuple[bytes, int]:
+        """SHA-256 and bytes of a dense CPU tensor's content."""
+        _, data, owner = to_wire(tensor)
+        return hashlib.sha256(data).digest(), owner.nbytes
+
+    def settle(self) -> None:
+        """Waits until all that was sent is done. Raises what failed since the last reply."""
+        self.connection.request(Ping())
 
     # -- programs --------------------------------------------------------------------------------
 
@@ -137,14 +154,15 @@ class ServerLink:
         request = Execute(self.nonce, base=program.base, first=program.first, **options)
         if program.entries:
             vectors = Vectors(program.literals, program.floats, program.ext, releases)
-            template = self._templates.get(program.key)
+            key = program.template
+            template = self._templates.get(key)
             if template is None:
                 template = _Template(self._next_template)
                 request.vectors = self._encode(template, request, vectors)
-                self._define(program, template, request)
+                self._define(program, key, template, request)
             else:
                 request.vectors = self._encode(template, request, vectors)
-                self._templates.move_to_end(program.key)
+                self._templates.move_to_end(key)
             request.template = template.number
             if program.fresh:
                 request.checks = program.checks()
@@ -162,11 +180,13 @@ class ServerLink:
         request.lane = template.next_lane(self._asked)
         return template.lanes[request.lane].encode(vectors, request.base)
 
-    def _define(self, program: Program, template: _Template, request: Execute) -> None:
+    def _define(
+        self, program: Program, key: tuple[bytes, bytes], template: _Template, request: Execute
+    ) -> None:
         new = [t for t in program.tids() if t not in self._defined]
         request.body = program.body([definition(t) for t in new])
         self._defined.update(new)
-        self._templates[program.key] = template
+        self._templates[key] = template
         self._next_template += 1
         if len(self._templates) > self.max_templates:
             self._evict.append(self._templates.popitem(last=False)[1].number)
@@ -239,6 +259,8 @@ class ServerLink:
         self.usage, self.timings = Usage(), Timings()
         connection = self.connection
         self._start = (connection.bytes_out, connection.bytes_in, connection.round_trips)
+        #: bytes of tensors that this server received from others and sent to others, in the last account
+        self.peer_bytes = (0, 0)
 
     def traffic(self) -> tuple[int, int, int, int, int]:
         """Since `begin`: client bytes out and in, round trips, and the server's own bytes in and out."""
@@ -249,6 +271,8 @@ class ServerLink:
         assert isinstance(reply, CountersReply)
         # Programs after the last read have had no reply; they belong to this account, not to the next.
         self._book(reply.earlier)
+        before, self._peers = self._peers, (reply.peer_in, reply.peer_out)
+        self.peer_bytes = (reply.peer_in - before[0], reply.peer_out - before[1])
         # Both ends have counted the same so far (each account checks it), so the difference is the request's.
         return out - out0, into - in0, trips - trips0, reply.bytes_in - out0, reply.bytes_out - in0
 

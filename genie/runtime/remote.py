@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
+from genie.config import POOL_FEATURES
 from genie.errors import ConfigError
 from genie.frontend.program import Outcome, Program
 from genie.frontend.session import Session
+from genie.launch.pool_file import PREFIX, read_pool
 from genie.runtime.connection import Connection, fetched_tensors
 from genie.runtime.link import ServerLink, inline_inputs
+from genie.runtime.open_pool import open_pool
+from genie.scheduler.problem import Policy
 from genie.wire.auth import TOKEN_VARIABLE
 
 INLINE_BYTES = 64 << 10
@@ -61,21 +66,54 @@ class ResidentExecutor:
 
 
 def connect(
-    address: str,
+    address: str | Sequence[str],
     token: str | None = None,
     *,
     timeout: float = 10.0,
     tls_ca: str | None = None,
     log_tail: Callable[[], str] | None = None,
     replay: bool = False,
+    features: Collection[str] = POOL_FEATURES,
+    policies: Sequence[Policy] | None = None,
+    calibrate: bool = True,
 ) -> Session:
-    """A session on the server at ``address`` ("host:port"). Use as a context manager.
+    """A session on the server at ``address`` ("host:port"), or on a pool. Use as a context manager.
 
+    A pool: a sequence of addresses, one string with commas between them, or "@FILE" for a file that
+    ``genie serve --pool FILE`` wrote. Then each window of operations is planned: ``features`` are those of
+    `genie.config.POOL_FEATURES` that are on, ``policies`` replace the built-in ones. ``calibrate``: measure
+    a device that has no stored calibration (once, for seconds); False: plan with nominal rates.
     ``token`` defaults to the environment's GENIE_TOKEN; ``timeout`` is in seconds.
-    ``replay``: see `Session`. Raises ConnectError, AuthError.
+    ``replay``: see `Session`. Raises ConnectError, AuthError, ConfigError.
     """
-    link = open_link(address, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail)
-    return Session(ResidentExecutor(link), replay=replay)
+    addresses = addresses_of(address)
+    links: list[ServerLink] = []
+    try:
+        for one in addresses:
+            links.append(open_link(one, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail))
+        if len(links) == 1 and policies is None:
+            return Session(ResidentExecutor(links[0]), replay=replay)
+        costs = None
+        if calibrate and "cost_model" in features and len(links) > 1:
+            from genie.cost.pool import pool_costs  # it opens sessions, too
+
+            costs = pool_costs(links, addresses, token, tls_ca=tls_ca)
+        return Session(open_pool(links, features=features, policies=policies, costs=costs), replay=replay)
+    except BaseException:
+        for link in links:
+            link.close()
+        raise
+
+
+def addresses_of(address: str | Sequence[str]) -> list[str]:
+    """The servers that ``address`` names; see `connect`. Raises ConfigError."""
+    if isinstance(address, str):
+        if address.startswith(PREFIX):
+            return list(read_pool(Path(address.removeprefix(PREFIX))).addresses)
+        address = [part.strip() for part in address.split(",")]
+    if not address or not all(address):
+        raise ConfigError("no server address given: write host:port, several with commas between them")
+    return list(address)
 
 
 def open_link(

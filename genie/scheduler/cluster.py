@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from genie.scheduler.nominal import NominalCost
 from genie.srg.graph import Node
 
 
@@ -49,8 +50,22 @@ class Device:
 @dataclass(frozen=True)
 class Cluster:
     """``peer``: the link between any two servers, None where they cannot reach each other (then no value
-    may move between them). ``home``: the server that has the session's random state."""
+    may move between them). ``home``: the server that has the session's random state.
+
+    What a prediction adds to execution and links (measured on CPU hosts, with Python at both ends):
+    ``segment_s`` for each run of instructions that a server starts, after a message or after waiting for a
+    value; ``transfer_s`` for each transfer, at both its ends; ``copy_bytes_per_s`` while a value is copied
+    into or out of the buffers of a connection, which also keeps both ends from computing.
+    """
 
     devices: tuple[Device, ...]
     peer: Link | None
     home: int = 0
+    segment_s: float = 150e-6
+    transfer_s: float = 150e-6
+    copy_bytes_per_s: float = 5e9
+
+    @property
+    def nominal(self) -> bool:
+        """No cost model is used: then links and messages cost nothing either."""
+        return all(isinstance(d.cost, NominalCost) for d in self.devices)

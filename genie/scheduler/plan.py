@@ -22,11 +22,16 @@ class BatchAxes:
     ``size``: rows. ``axes``: the axis of each value (externals included) that has the batch; all others
     do not depend on it. ``literals``: for an instruction, the positions among its ``literals`` that hold a
     size of the batch, with the factor: for r rows the literal is ``r * inner``.
+
+    ``local``: values that mean something only to the part that made them, so they neither move nor are
+    joined, and none leaves: numbers of rows (``arange(B)`` as an index; each part counts its own from 0),
+    and sums over all rows that nothing uses.
     """
 
     size: int
     axes: Mapping[int, Axis]
     literals: Mapping[int, tuple[tuple[int, int], ...]]
+    local: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Declined:
 class Transfer:
     """``value`` moves from server ``source`` (-1: the client) to ``target`` before instruction ``before``
     runs there. ``kind``: "copy" of the whole, "scatter" of the target's rows of a whole value, "gather" of
-    the source's rows to where all are needed. ``once``: a weight, which stays for later windows."""
+    the source's rows to where all are needed. ``once``: a weight, which stays for later windows. ``after``:
+    the instruction on ``source`` that makes the value, or is the last to write to its memory; -1: none does.
+    """
 
     value: int
     source: int
@@ -71,6 +78,7 @@ class Transfer:
     before: int
     kind: str = "copy"
     once: bool = False
+    after: int = -1
 
 
 @dataclass(frozen=True)

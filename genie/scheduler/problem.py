@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 from genie.scheduler.cluster import Cluster
+from genie.scheduler.flow import Flow
 from genie.scheduler.plan import BatchAxes, Declined, Placement
 from genie.scheduler.where import Where
 from genie.srg.graph import Graph
@@ -22,7 +23,9 @@ class Problem:
     ``calls``: first instruction of each program in the window: a module that was called again (compiled)
     is a program of its own. ``may_split_batch``: False while layouts have not been checked on a server.
     ``prove_batch``: for externals (value numbers) whose dimension 0 is the batch, the axes of all values, or
-    a text that says why there is no proof.
+    a text that says why there is no proof. ``turn``: how many calls there were before this window.
+    ``movable``: externals with whose memory no other live handle has a part; only these may be written on
+    another server than theirs, which then has them.
     """
 
     graph: Graph
@@ -32,11 +35,27 @@ class Problem:
     calls: Sequence[int] = (0,)
     may_split_batch: bool = True
     prove_batch: Callable[[Graph, Sequence[int]], BatchAxes | str] | None = None
+    turn: int = 0
+    movable: Collection[int] = frozenset()
+    _shares: dict[tuple[int, float], list[float]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def seconds(self) -> list[list[float]]:
         """Predicted seconds of each instruction on each device: ``seconds[device][instruction]``."""
-        return [d.cost.seconds(self.graph.nodes) for d in self.cluster.devices]
+        return [self.seconds_of_share(d.index, 1.0) for d in self.cluster.devices]
+
+    def seconds_of_share(self, device: int, share: float) -> list[float]:
+        """Of each instruction, with ``share`` of its batch. Asked once of each cost model and share."""
+        cost = self.cluster.devices[device].cost
+        key = (id(cost), share)
+        if key not in self._shares:
+            self._shares[key] = cost.seconds(self.graph.nodes, share)
+        return self._shares[key]
+
+    @cached_property
+    def flow(self) -> Flow:
+        """What policies, validation and transfers ask of the graph again and again."""
+        return Flow(self.graph)
 
 
 class Policy(Protocol):

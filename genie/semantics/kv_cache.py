@@ -2,7 +2,9 @@
 
 Two forms: a *dynamic* cache is concatenated with the new slice and the result is kept; a *static* one
 is written to in place, by ``index_copy_``, ``index_put_`` or a copy into a slice. Either way the cache
-must outlive the program and be read by attention: histories of other kinds are not KV caches.
+must outlive the program and be read by attention: histories of other kinds are not KV caches. Where a step
+grows one, what earlier programs have left for its attention to read is one too: the keys and values of an
+encoded text.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ _READERS = ATTENTIONS | {"matmul", "bmm", "baddbmm"}
 _LAYOUT_ONLY = frozenset({"clone", "_to_copy", "contiguous", "_unsafe_view", "repeat_interleave"})
 #: beam search picks rows of the old cache; the rest are copies
 _SELECTIONS = _LAYOUT_ONLY | {"index_select"}
+_GROWERS = frozenset({"cat", "index_copy_", "index_put_", "_index_put_impl_", "copy_"})
 _FACTORIES = frozenset({"zeros", "empty", "full", "zeros_like", "empty_like", "new_zeros", "empty_strided"})
 
 
@@ -36,11 +39,20 @@ class Growth:
 
 
 def growths(graph: Graph) -> list[Growth]:
-    """All of them, in program order."""
+    """All of them, in program order; found once for each graph."""
+    if "growths" not in graph.__dict__:
+        graph.__dict__["growths"] = _find(graph)
+    return graph.__dict__["growths"]
+
+
+def _find(graph: Graph) -> list[Growth]:
     found: list[Growth] = []
     grown: set[int] = set()  # results of growths in this program: the cache of the next one
-    for node in graph.nodes:
-        growth = _concatenated(graph, node, grown) if node.name == "cat" else _written(graph, node)
+    for node in graph.named(_GROWERS):
+        if node.name == "cat":
+            growth = _concatenated(graph, node, grown)
+        else:
+            growth = _written(graph, node) if node.writes else None
         reader = None if growth is None else _attention(graph, growth)
         if growth is not None and reader is not None:
             query = graph.wiring.spec[reader.inputs[0]]
@@ -58,19 +70,32 @@ def growths(graph: Graph) -> list[Growth]:
 
 def recognize(graph: Graph) -> None:
     wiring = graph.wiring
+    for source in _read_only(graph):
+        source.residency = Residency.STATEFUL_KV_CACHE
     for growth in growths(graph):
         for node in (growth.node, *_selections(graph, growth)):
             node.residency = Residency.STATEFUL_KV_CACHE
         source = wiring.producer[_origin(graph, growth.cache)]
         if source.residency is Residency.UNKNOWN:
             source.residency = Residency.STATEFUL_KV_CACHE
-    for node in graph.nodes:
-        if node.is_view and node.residency is Residency.UNKNOWN:
-            node.residency = (
-                Residency.STATEFUL_KV_CACHE
-                if wiring.producer[wiring.root[node.outputs[0]]].residency is Residency.STATEFUL_KV_CACHE
-                else Residency.UNKNOWN
-            )
+    if growths(graph):
+        for node in wiring.views:
+            if (
+                node.residency is Residency.UNKNOWN
+                and wiring.producer[wiring.root[node.outputs[0]]].residency is Residency.STATEFUL_KV_CACHE
+            ):
+                node.residency = Residency.STATEFUL_KV_CACHE
+
+
+def _read_only(graph: Graph) -> list[Node]:
+    """Caches that a step reads whole and leaves alone: those of a decoder's attention to its encoder."""
+    found = []
+    for node in graph.named(_READERS) if growths(graph) else ():
+        for value in node.inputs[1:3]:
+            source = graph.wiring.producer[_origin(graph, value)]
+            if source.origin is Origin.EARLIER and not source.owners and _looks_cached(source.specs[0]):
+                found.append(source)
+    return found
 
 
 def query_length_at(graph: Graph) -> tuple[int, int, int] | None:
@@ -97,14 +122,12 @@ def _concatenated(graph: Graph, node: Node, grown: set[int]) -> Growth | None:
 
 
 def _written(graph: Graph, node: Node) -> Growth | None:
-    if not node.writes or node.name not in ("index_copy_", "index_put_", "_index_put_impl_", "copy_"):
-        return None
     wiring = graph.wiring
     target, new = node.inputs[0], node.inputs[-1]
     spec, new_spec = wiring.spec[target], wiring.spec[new]
     root = wiring.root[target]
     root_spec = wiring.spec[root]
-    if not _looks_cached(root_spec) or spec is None or new_spec is None or not _is_state(graph, root):
+    if not _looks_cached(root_spec) or spec is None or new_spec is None or not _is_state(graph, root, written=True):
         return None
     if node.name == "index_copy_":
         dim = node.literals[0] % len(spec.shape)
@@ -139,10 +162,13 @@ def _origin(graph: Graph, value: int) -> int:
         value = node.inputs[0]
 
 
-def _is_state(graph: Graph, value: int) -> bool:
-    """Kept by an earlier program, or a new cache: empty, or allocated here and kept."""
+def _is_state(graph: Graph, value: int, written: bool = False) -> bool:
+    """Kept by an earlier program, a buffer that is written to, or a new cache: empty, or allocated here
+    and kept."""
     source = graph.wiring.producer[_origin(graph, value)]
     if source.origin is Origin.HOST:
+        if written and source.owners:
+            return True
         return source.specs[0] is not None and 0 in source.specs[0].shape
     return source.origin is Origin.EARLIER or (source.name in _FACTORIES and source.leaves)
 

@@ -1,22 +1,27 @@
 """Prefill and decode: how many tokens a language model's step puts through attention at once.
 
-A step that grows a KV cache by one position is a decode, by more a prefill. Without a cache, a causal
-pass over several tokens that ends in logits over the vocabulary of its token embedding is a prefill.
+A step that grows a KV cache by one position is a decode, by more a prefill. So is filling the cache of
+a cross-attention with an encoded text, though one token asks. Without a cache, a causal pass over several
+tokens that ends in logits over the vocabulary of its token embedding is a prefill.
 """
 
 from __future__ import annotations
 
+from genie.semantics.attention import attentions, looks_back_only
 from genie.semantics.kv_cache import Growth, growths
-from genie.srg.cost import ATTENTIONS, COMPUTE
+from genie.srg.cost import COMPUTE
 from genie.srg.graph import Graph, Node, Phase
 
 
 def recognize(graph: Graph) -> None:
-    steps = _steps(graph, growths(graph))
+    found = growths(graph)
+    steps = _steps(graph, found)
     if not steps and (seeds := _causal_language_model(graph)):
         steps = [(Phase.PREFILL, min(seeds), len(graph.nodes), seeds)]
     for phase, start, end, seeds in steps:
         _label(graph, phase, start, end, seeds)
+    for growth in found:
+        _label_filling(graph, growth)
     if steps:
         _label_preparation(graph)
 
@@ -61,12 +66,27 @@ def _label(graph: Graph, phase: Phase, start: int, end: int, seeds: set[int]) ->
                 node.phase = phase
 
 
+def _label_filling(graph: Graph, growth: Growth) -> None:
+    """A cache that is filled with more positions than ask: back to the projection of what is encoded."""
+    new = graph.wiring.spec[growth.new]
+    if new is None or new.shape[growth.dim] <= growth.queries:
+        return
+    node, value = growth.node, growth.new
+    while node.phase is Phase.UNKNOWN and node.number >= 0:
+        node.phase = Phase.PREFILL
+        if node.name in COMPUTE:
+            return
+        node = graph.wiring.producer[value]
+        value = node.inputs[0] if node.inputs else value
+
+
 def _label_preparation(graph: Graph) -> None:
     """Masks, positions and ids belong to the step that alone uses them; earlier arithmetic does not."""
     readers = graph.wiring.readers
     computed: set[int] = set()
+    arithmetic = {n.number for n in graph.named(COMPUTE)}
     for node in graph.nodes:
-        if node.name in COMPUTE or not computed.isdisjoint(node.inputs):
+        if node.number in arithmetic or not computed.isdisjoint(node.inputs):
             computed.update(node.outputs)
     for node in reversed(graph.nodes):
         if node.phase is Phase.UNKNOWN and computed.isdisjoint(node.outputs):
@@ -76,32 +96,32 @@ def _label_preparation(graph: Graph) -> None:
 
 
 def _causal_language_model(graph: Graph) -> set[int]:
-    """The embeddings of a causal model with a vocabulary head; empty when it is something else."""
+    """The embeddings that a causal model with a vocabulary head begins with; empty when it is another."""
     spec = graph.wiring.spec
-    if not any(_is_causal(graph, n) for n in graph.nodes if n.name in ATTENTIONS):
+    first = next((a for a in attentions(graph) if looks_back_only(graph, a)), None)
+    if first is None:
         return set()
-    embeddings = [n for n in graph.nodes if n.name == "embedding"]
+    embeddings = graph.named(("embedding",))
     tables = [table.shape[0] for n in embeddings if (table := spec[n.inputs[0]]) is not None]
     widths = {n.specs[0].shape[-1] for n in _last_computations(graph) if n.specs[0] and n.specs[0].shape}
     # The largest table is the vocabulary's; the others hold positions and the like.
-    return {n.number for n in embeddings} if tables and max(tables) in widths else set()
+    if not tables or max(tables) not in widths:
+        return set()
+    # Those of an encoder beside it are not asked by its first attention.
+    asked = _slice_back(graph, first.node.inputs[0], 0)
+    return {n.number for n in embeddings if n.number in asked}
 
 
 def _last_computations(graph: Graph) -> list[Node]:
     """Those that no other one is computed from."""
     last: list[Node] = []
     used: set[int] = set()  # values that a later computation depends on
+    arithmetic = {n.number for n in graph.named(COMPUTE)}
     for node in reversed(graph.nodes):
-        computes = node.name in COMPUTE and bool(node.outputs)
+        computes = node.number in arithmetic and bool(node.outputs)
         later = not used.isdisjoint(node.outputs)
         if computes and not later:
             last.append(node)
         if computes or later:
             used.update(node.inputs)
     return last
-
-
-def _is_causal(graph: Graph, node: Node) -> bool:
-    query = graph.wiring.spec[node.inputs[0]]
-    flag = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else None)
-    return flag == ["b", True] and query is not None and query.shape[-2] > 1

@@ -1,4 +1,4 @@
-"""Residency of all that is neither weight nor KV cache, from its lifetime alone."""
+"""Residency of all that is neither weight nor KV cache: a module's other buffers, else from lifetime alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ def recognize(graph: Graph) -> None:
     wiring = graph.wiring
     for node in graph.externals:
         if node.residency is Residency.UNKNOWN:
-            node.residency = Residency.EXTERNAL_INPUT
+            # A buffer that is no cache is as persistent as the weights beside it.
+            node.residency = Residency.PERSISTENT_WEIGHT if node.owners else Residency.EXTERNAL_INPUT
     for node in graph.nodes:
         if node.residency is not Residency.UNKNOWN:
             continue

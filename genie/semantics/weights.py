@@ -16,17 +16,15 @@ def recognize(graph: Graph) -> None:
     for node in graph.externals:
         if node.origin is Origin.PARAMETER:
             node.residency = Residency.PERSISTENT_WEIGHT
-    for node in graph.nodes:
-        if node.name in _NORMS:
-            for value in _running_statistics(node):
-                source = wiring.producer[wiring.root[value]]
-                if source.origin is not None:
-                    source.residency = Residency.PERSISTENT_WEIGHT
-    for node in graph.nodes:
-        if node.is_view:
-            source = wiring.producer[wiring.root[node.outputs[0]]]
-            if source.residency is Residency.PERSISTENT_WEIGHT:
-                node.residency = Residency.PERSISTENT_WEIGHT
+    for node in graph.named(_NORMS):
+        for value in _running_statistics(node):
+            source = wiring.producer[wiring.root[value]]
+            if source.origin is not None:
+                source.residency = Residency.PERSISTENT_WEIGHT
+    for node in wiring.views:
+        source = wiring.producer[wiring.root[node.outputs[0]]]
+        if source.residency is Residency.PERSISTENT_WEIGHT:
+            node.residency = Residency.PERSISTENT_WEIGHT
 
 
 def _running_statistics(node: Node) -> list[int]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import time
+from pathlib import Path
 
 from genie.errors import ConfigError
 
@@ -16,7 +17,13 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
+    add("--host", help="address to listen on (default: loopback only; with --pool: auto)")
+    add(
+        "--peer-host",
+        default="",
+        help="this host's address in the trusted network of the pool, for tensors that move between servers "
+        "(default: the one to listen on)",
+    )
     add("--port", type=int, default=0, help="port to listen on; 0 = chosen by the kernel, see the ready line")
     add("--device", default="auto", help="cpu, cpu:N, cuda, cuda:N or auto (default)")
     add("--cores", default="", help="core numbers to run on, as in 0,1 or 0-3 (default: all it may use)")
@@ -33,11 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--log-file", help="append the log here (default: stderr)")
     add("--die-with-parent", action="store_true", help="stop at the end of stdin, or when the parent dies")
+    add(
+        "--pool",
+        metavar="FILE",
+        help="under torchrun or srun: join the other ranks, and have rank 0 write their addresses there; "
+        "--host auto is then this host's address on the way to rank 0",
+    )
+    add(
+        "--pool-wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for the other ranks (default: 300)",
+    )
     add("--ready-fd", type=int, default=1, help="descriptor that gets the one-line JSON ready message")
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    if args.pool and args.cores:
+        raise ConfigError(
+            "--cores: with --pool each rank takes its share of the cores it may use; confine them all with "
+            "taskset or srun --cpu-bind"
+        )
     cores = parse_cores(args.cores)
     if cores:
         try:
@@ -49,11 +74,19 @@ def run(args: argparse.Namespace) -> int:
     from genie.server.process import ServeOptions, serve
 
     options = vars(args) | {
+        "host": args.host or ("auto" if args.pool else "127.0.0.1"),
         "cores": cores,
         "memory_limit": parse_size(args.memory_limit),
         "keep_weights": parse_size(args.keep_weights),
     }
-    return serve(ServeOptions(**{k: options[k] for k in ServeOptions.__dataclass_fields__}), started)
+    serving = ServeOptions(**{k: options[k] for k in ServeOptions.__dataclass_fields__})
+    if not args.pool:
+        return serve(serving, started)
+    from genie.launch.member import Member
+    from genie.launch.rank import read_rank
+
+    member = Member(read_rank(os.environ), Path(args.pool), args.pool_wait)
+    return serve(member.placed(serving), started, member)
 
 
 def parse_size(text: str) -> int:

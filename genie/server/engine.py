@@ -51,6 +51,8 @@ class Template:
     def __init__(self, body: TemplateBody, ops: OpTable) -> None:
         self.n_ext = body.n_ext
         self.kept = _ints(body.kept)
+        #: of each kept slot: it is bound to handle ``base`` + this
+        self.kept_names = names_of(body)
         emitter = _Emitter(body, ops, self.kept)
         self.n_literals, self.n_floats = emitter.n_literals, emitter.n_floats
         self.n_ops = len(emitter.names)
@@ -152,6 +154,19 @@ def _ints(data: bytes) -> list[int]:
     values = array("i")
     values.frombytes(data)
     return values.tolist()
+
+
+def names_of(body: TemplateBody) -> list[int]:
+    """The names that a template's kept slots are bound to. Raises ProtocolError."""
+    kept, names = _ints(body.kept), _ints(body.names)
+    if not names:
+        return kept
+    if len(names) != len(kept) or len(set(names)) != len(names) or min(names) < 0:
+        raise ProtocolError(
+            f"a template names {len(names)} of its {len(kept)} kept values: "
+            "give each a name of its own, from 0 on"
+        )
+    return names
 
 
 def _flatten(value: Any) -> list:

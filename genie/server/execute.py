@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from msgspec import structs
 from torch import Tensor
 
 from genie.errors import GenieError, ProtocolError
-from genie.server.engine import EngineError, OpTable, Template, compile_template
+from genie.server.engine import EngineError, OpTable, Template, compile_template, names_of
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
 from genie.server.trace import SessionTrace
@@ -49,6 +50,7 @@ class Device:
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.is_cuda = device.type == "cuda"
+        self.busy_ns = 0  # of executing programs, all sessions; written under the lock
         self.synchronize: Callable[[], None] = self._synchronize_cuda if self.is_cuda else _nothing
 
     def _synchronize_cuda(self) -> None:
@@ -123,6 +125,9 @@ class Executor:
                 raise deferred
             if isinstance(template, Fault):
                 raise Fault(*template.args)
+            if self._store.has_pending:
+                # Other sessions compute while this one waits for another server.
+                self._store.settle([*vectors.ext, *m.fetch, *m.describe])
             with self._device.lock:
                 if m.inputs:
                     self._bind_inputs(m.inputs, m.storages, payload)
@@ -208,10 +213,11 @@ class Executor:
         template = self.templates.get(m.template)
         kept: Iterable[int] = ()
         if isinstance(template, Template):
-            kept = template.kept
-        elif m.body is not None and len(m.body.kept) % 4 == 0:
-            kept = memoryview(m.body.kept).cast("i").tolist()
-        self._store.poison((m.base + s for s in kept), fault)
+            kept = template.kept_names
+        elif m.body is not None:
+            with contextlib.suppress(ProtocolError):  # it names none: that is its fault, or one of them
+                kept = names_of(m.body)
+        self._store.poison((m.base + name for name in kept), fault)
         self._store.poison((h for h, _ in m.inputs[bound:]), fault)
         self._store.free(vectors.releases)
         if len(m.release_after) % 8 == 0:
@@ -291,6 +297,7 @@ class Executor:
                 values, relayouts = template.run(ext, literal_vector, float_vector, m.checks, tick)
             device.synchronize()
             end = time.perf_counter_ns()
+            device.busy_ns += end - start
             remote_ms = (end - start) * 1e-6
             cpu_s = time.process_time() - cpu
             if self.trace is not None:
@@ -305,8 +312,10 @@ class Executor:
                 store.written(keys)
                 live = [h for h, t in zip(handles, ext, strict=True) if storage_key(t) in keys]
                 live = list(dict.fromkeys(live))
-                live += [m.base + s for s, v in zip(template.kept, values, strict=True) if v is not None]
-            store.bind_kept(m.base, template.kept, values)
+                live += [
+                    m.base + n for n, v in zip(template.kept_names, values, strict=True) if v is not None
+                ]
+            store.bind_kept(m.base, template.kept_names, values)
             if store.limit:
                 store.reserve(0)
             if template.replay:

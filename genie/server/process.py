@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,9 @@ from genie.wire import auth
 from genie.wire.framing import Channel, tune
 from genie.wire.messages import ClientMessage
 
+if TYPE_CHECKING:
+    from genie.launch.member import Member
+
 log = logging.getLogger("genie.server")
 
 STOP_SECONDS = 2.0
@@ -39,6 +43,7 @@ class ServeOptions:
     """``port`` 0 lets the kernel choose; ``memory_limit`` is per session, 0 = none; bytes throughout."""
 
     host: str = "127.0.0.1"
+    peer_host: str = ""
     port: int = 0
     device: str = "auto"
     cores: tuple[int, ...] = ()
@@ -68,6 +73,7 @@ class Server:
         self._lock = threading.Lock()
         self._stopping = False
         host, port = self._listener.getsockname()[:2]
+        self._peer_host = options.peer_host or ("" if host in ("0.0.0.0", "::") else host)
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.device_name = self._device.name
 
@@ -97,7 +103,9 @@ class Server:
             log.warning("%s: no session: %s", peer, exc)
             sock.close()
             return
-        session = Session(Channel(sock, ClientMessage), self._state, peer)
+        # Where it listens everywhere, the client's way here is the best guess at the other servers'.
+        peer_host = self._peer_host or sock.getsockname()[0]
+        session = Session(Channel(sock, ClientMessage), self._state, peer, peer_host)
         with self._lock:
             self._sessions[session] = threading.current_thread()
         try:
@@ -166,14 +174,15 @@ def parse_device(text: str, cores: tuple[int, ...]) -> DeviceSlot:
     return DeviceSlot(device_type, number, cores or tuple(sorted(os.sched_getaffinity(0))))
 
 
-def serve(options: ServeOptions, started: float) -> int:
+def serve(options: ServeOptions, started: float, member: Member | None = None) -> int:
     """Runs a server until SIGTERM, SIGINT, or (if asked) the parent's end. Returns the exit status.
 
-    ``started``: `time.monotonic` before torch was imported. Raises ConfigError, AuthError or
-    ConnectError before the ready line; afterwards problems go to the log.
+    ``started``: `time.monotonic` before torch was imported. ``member``: the pool that it joins before
+    the ready line. Raises ConfigError, AuthError or ConnectError before that line; afterwards problems
+    go to the log.
     """
     imported = time.monotonic()
-    if options.die_with_parent:
+    if options.die_with_parent or (member is not None and member.dies_with_starter):
         _die_with_parent()
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key go together: give both")
@@ -201,6 +210,10 @@ def serve(options: ServeOptions, started: float) -> int:
         torch.cuda.set_device(slot.index)
         torch.empty(1, device=slot.torch_device)  # creates the context before a client waits for it
     server = Server(options, slot, token, tail)
+    if member is not None:
+        # A signal ends the process meanwhile: it waits for others inside a library, and has no client yet.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        member.announce(server.address, server.device_name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     if options.die_with_parent:
@@ -216,6 +229,8 @@ def serve(options: ServeOptions, started: float) -> int:
     try:
         server.serve()
     finally:
+        if member is not None:
+            member.leave()
         server.close()
     log.info("stopped")
     return 0

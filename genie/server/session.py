@@ -16,6 +16,8 @@ from torch import Tensor
 from genie.errors import AuthError, GenieError, ProtocolError
 from genie.server.execute import MAX_TEMPLATES, Device, Executor
 from genie.server.faults import Fault, fault_of
+from genie.server.load import load_of
+from genie.server.peers import Peers
 from genie.server.store import HandleStore
 from genie.server.trace import SessionTrace
 from genie.server.weights import WeightStore
@@ -31,10 +33,15 @@ from genie.wire.messages import (
     Counters,
     CountersReply,
     Execute,
+    Expect,
+    Load,
     Offer,
+    PeerJoin,
+    PeerListen,
     Ping,
     Pong,
     Release,
+    Send,
     TensorSpec,
     Trace,
     TraceReply,
@@ -48,6 +55,7 @@ log = logging.getLogger("genie.server")
 
 HANDSHAKE_SECONDS = 10.0
 LINGER_SECONDS = 2.0
+ONE_WAY = frozenset((Upload, Adopt, Release, Expect, Send))
 
 
 @dataclass
@@ -61,18 +69,21 @@ class ServerState:
     log_tail: Callable[[], str]
     max_templates: int = MAX_TEMPLATES  # that a session may have defined at a time
     numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
+    sessions: dict[int, Session] = field(default_factory=dict)  # that are open, by number
 
 
 class Session:
     """Serves one connection until it ends. Whatever ends it, everything it held is freed."""
 
-    def __init__(self, channel: Channel, state: ServerState, peer: str) -> None:
+    def __init__(self, channel: Channel, state: ServerState, peer: str, peer_host: str = "127.0.0.1") -> None:
+        """``peer``: the client's address. ``peer_host``: this server's, for other servers."""
         self._channel: Channel[Any] = channel
         self._state = state
         self.name = f"session {next(state.numbers)} from {peer}"
         self.number = int(self.name.split()[1])
         self._store = HandleStore(state.memory_limit)
         self._executor = Executor(state.device, self._store, state.max_templates)
+        self._peers = Peers(state.device, self._store, state.weights, peer_host)
         self._deferred: Fault | None = None  # of a request without reply; answers the next one that has one
         self._refusal: Fault | None = None  # why the payload of the frame just received was dropped
         # Contents that an Offer found here stay until they are adopted, even if their session ends.
@@ -95,7 +106,9 @@ class Session:
         except OSError as exc:
             log.warning("%s: connection lost: %s", self.name, exc)
         finally:
+            self._state.sessions.pop(self.number, None)
             self._channel.close()
+            self._peers.close()
             self._store.clear()
             self._reserved.clear()
             self._executor.templates.clear()
@@ -103,6 +116,7 @@ class Session:
     def abort(self) -> None:
         """Called by another thread when the server stops."""
         self._channel.abort()
+        self._peers.abort()
 
     def _handshake(self) -> None:
         channel, state = self._channel, self._state
@@ -140,6 +154,7 @@ class Session:
         )
         channel.settimeout(None)
         channel.max_header = MAX_HEADER
+        state.sessions[self.number] = self
         log.info("%s: open", self.name)
 
     def _loop(self) -> None:
@@ -165,7 +180,7 @@ class Session:
                     if trace is not None:
                         trace.finished()
                     del result, pieces, owners
-                elif kind is Upload or kind is Adopt or kind is Release:
+                elif kind in ONE_WAY:
                     self._one_way(message, payload, refusal)
                 elif kind is Bye:
                     log.info("%s: closed by the client", self.name)
@@ -222,6 +237,7 @@ class Session:
         if isinstance(message, Counters):
             # Answers even a poisoned session: the harness reads it after a failure, too.
             channel = self._channel
+            self._peers.settle()
             return CountersReply(
                 bytes_in=channel.frame_start,
                 bytes_out=channel.bytes_out,
@@ -230,7 +246,19 @@ class Session:
                 handles=len(self._store),
                 templates=len(self._executor.templates),
                 earlier=self._executor.take_receipts(),
+                peer_in=self._peers.bytes_in,
+                peer_out=self._peers.bytes_out,
             )
+        if isinstance(message, Load):
+            return load_of(self._state.device, list(self._state.sessions.values()))
+        # A session that lost its group may form another, whatever else waits to be told.
+        try:
+            if isinstance(message, PeerListen):
+                return self._peers.listen()
+            if isinstance(message, PeerJoin):
+                return self._peers.join(message)
+        except GenieError as exc:
+            raise fault_of(exc) from exc
         if isinstance(message, Trace):
             return self._trace(message)
         fault, self._deferred = self._deferred or refusal, None
@@ -268,8 +296,15 @@ class Session:
                 self._reserved[digest] = storage
         return Wanted(missing)
 
-    def _one_way(self, message: Upload | Adopt | Release, payload: Tensor, refusal: Fault | None) -> None:
-        """A failure is kept for the next request that has a reply, and poisons the handle."""
+    def add_sizes(self, sizes: dict[int, int]) -> int:
+        """As `HandleStore.add_sizes`, with the buffers of transfers under way. Any thread may call it."""
+        return self._store.add_sizes(sizes) + self._peers.held_bytes
+
+    def _one_way(
+        self, message: Upload | Adopt | Release | Expect | Send, payload: Tensor, refusal: Fault | None
+    ) -> None:
+        """A failure is kept for the next request that has a reply, and poisons the handle that the message
+        was to bind."""
         if isinstance(message, Release):
             if refusal is None:
                 self._store.free(message.handles)
@@ -281,12 +316,17 @@ class Session:
                 raise refusal
             if isinstance(message, Adopt):
                 self._adopt(message)
+            elif isinstance(message, Expect):
+                self._peers.expect(message)
+            elif isinstance(message, Send):
+                self._peers.send(message)
             else:
                 self._upload(message, payload)
         except Exception as exc:  # noqa: BLE001 - it answers the next request, and is logged
             fault = fault_of(exc, device=self._state.device.name)
             log.warning("%s: %s: %s", self.name, fault.error, fault.message)
-            self._store.poison([message.handle], Fault(*fault.args))
+            if not isinstance(message, Send):
+                self._store.poison([message.handle], Fault(*fault.args))
             self._deferred = self._deferred or Fault(*fault.args)
 
     def _upload(self, m: Upload, payload: Tensor) -> None:

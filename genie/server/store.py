@@ -6,7 +6,8 @@ Free of sockets and messages, so a session inside the client's own process uses 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +23,24 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+class Pending(Protocol):
+    """A tensor on its way here from another server."""
+
+    nbytes: int
+    shared: bool
+
+    def take(self) -> Tensor | Exception:
+        """Waits for it, with a timeout; returns the error if it does not come."""
+
+    def abandon(self) -> None:
+        """It will not be used."""
+
+
 class HandleStore:
     """``limit``: bytes of unique storages that may be held; 0 = no limit.
 
-    A handle is bound to a tensor, or poisoned with the error that kept it from being made. Content
+    A handle is bound to a tensor, to one on its way (the first use waits for it: `settle` them before
+    taking a lock), or poisoned with the error that kept it from being made. Content
     bound with ``shared=True`` is read-only for this session: call `make_private` before writing.
     """
 
@@ -33,6 +48,7 @@ class HandleStore:
         self.limit = limit
         self._tensors: dict[int, Tensor] = {}
         self._poisoned: dict[int, Exception] = {}
+        self._pending: dict[int, Pending] = {}  # handles in no other table
         self._uploaded: set[int] = set()
         # Weak references keep the keys from being reused by the allocator, not the contents alive.
         self._shared: dict[int, StorageWeakRef] = {}
@@ -40,10 +56,10 @@ class HandleStore:
         self._bound_bytes = 0  # never less than the bytes held; exact after `held_bytes`
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._tensors) + len(self._pending)
 
     def __contains__(self, handle: int) -> bool:
-        return handle in self._tensors
+        return handle in self._tensors or handle in self._pending
 
     # -- binding and reading -------------------------------------------------------------------
 
@@ -57,6 +73,8 @@ class HandleStore:
         self._tensors[handle] = tensor
         if self._poisoned:
             self._poisoned.pop(handle, None)
+        if self._pending:
+            self._abandon(handle)
         if self.limit:
             self._bound_bytes += tensor.untyped_storage().nbytes()
         if uploaded:
@@ -67,19 +85,55 @@ class HandleStore:
         if shared:
             self._shared[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage())
 
-    def bind_kept(self, base: int, slots: Iterable[int], values: Iterable[Tensor | None]) -> None:
-        """Binds a program's kept values: slot s to handle ``base + s``."""
+    def bind_pending(self, handle: int, pending: Pending) -> None:
+        """Raises ProtocolError over 4 M handles."""
+        if len(self) >= MAX_HANDLES:
+            raise ProtocolError(f"a session may hold {MAX_HANDLES} handles: release some")
+        self.free((handle,))
+        self._pending[handle] = pending
+        self._bound_bytes += pending.nbytes
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    def settle(self, handles: Iterable[int]) -> None:
+        """Waits for those of the handles that are pending; each is then bound or poisoned. Raises nothing."""
+        for handle in handles:
+            pending = self._pending.pop(handle, None)
+            if pending is None:
+                continue
+            value = pending.take()
+            if isinstance(value, Tensor):
+                self._bound_bytes -= pending.nbytes  # `bind` counts it again
+                self.bind(handle, value, shared=pending.shared, uploaded=pending.shared)
+            else:
+                self._poisoned[handle] = value
+
+    def settle_all(self) -> None:
+        self.settle(list(self._pending))
+
+    def _abandon(self, handle: int) -> None:
+        pending = self._pending.pop(handle, None)
+        if pending is not None:
+            pending.abandon()
+
+    def bind_kept(self, base: int, names: Iterable[int], values: Iterable[Tensor | None]) -> None:
+        """Binds a program's kept values: each to handle ``base`` + its name."""
         tensors, uploaded, poisoned, limit = self._tensors, self._uploaded, self._poisoned, self.limit
+        pending = self._pending
         if len(tensors) > MAX_HANDLES - 100_000:
             raise ProtocolError(f"a session may hold {MAX_HANDLES} handles: release some")
-        for slot, value in zip(slots, values, strict=True):
+        for name, value in zip(names, values, strict=True):
             if value is not None:
-                handle = base + slot
+                handle = base + name
                 tensors[handle] = value
                 if handle in uploaded:
                     uploaded.discard(handle)
                 if poisoned:
                     poisoned.pop(handle, None)
+                if pending:
+                    self._abandon(handle)
                 if limit:
                     self._bound_bytes += value.untyped_storage().nbytes()
 
@@ -88,15 +142,20 @@ class HandleStore:
         try:
             return self._tensors[handle]
         except KeyError:
+            if handle in self._pending:
+                self.settle((handle,))
+                return self.get(handle)
             raise self._missing(handle) from None
 
-    def get_all(self, handles: Iterable[int]) -> list[Tensor]:
+    def get_all(self, handles: Sequence[int]) -> list[Tensor]:
         """`get` for many handles."""
         tensors = self._tensors
         try:
             return [tensors[h] for h in handles]
         except KeyError as exc:
-            raise self._missing(exc.args[0]) from None
+            if not self._pending:
+                raise self._missing(exc.args[0]) from None
+        return [self.get(h) for h in handles]
 
     def _missing(self, handle: int) -> Exception:
         error = self._poisoned.get(handle)
@@ -104,11 +163,16 @@ class HandleStore:
             return copy.copy(error)
         return ProtocolError(f"handle {handle} is not bound in this session: it was released, or never made")
 
+    def is_poisoned(self, handle: int) -> bool:
+        return handle in self._poisoned
+
     def poison(self, handles: Iterable[int], error: Exception) -> None:
         """Later uses of the handles raise a copy of ``error`` (which must not hold a traceback)."""
         if len(self._poisoned) < MAX_HANDLES:
             for handle in handles:
                 self._tensors.pop(handle, None)
+                if self._pending:
+                    self._abandon(handle)
                 self._poisoned[handle] = error
 
     def free(self, handles: Iterable[int]) -> None:
@@ -120,22 +184,36 @@ class HandleStore:
                 self._poisoned.pop(handle, None)
             if self._uploaded:
                 self._uploaded.discard(handle)
+            if self._pending:
+                self._abandon(handle)
 
     def clear(self) -> None:
-        for table in (self._tensors, self._poisoned, self._uploaded, self._shared, self._pristine):
+        """Forgets all. What is pending must have ended."""
+        for table in (
+            self._tensors,
+            self._pending,
+            self._poisoned,
+            self._uploaded,
+            self._shared,
+            self._pristine,
+        ):
             table.clear()
 
     # -- memory --------------------------------------------------------------------------------
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the unique storages behind all handles."""
-        sizes = {}
-        for tensor in self._tensors.values():
+        """Bytes of the unique storages behind all handles, and of those on their way."""
+        sizes: dict[int, int] = {}
+        self._bound_bytes = self.add_sizes(sizes) + sum(sizes.values())
+        return self._bound_bytes
+
+    def add_sizes(self, sizes: dict[int, int]) -> int:
+        """Adds each storage's key and bytes; returns the bytes on their way. Any thread may call it."""
+        for tensor in list(self._tensors.values()):
             storage = tensor.untyped_storage()
             sizes[storage._cdata] = storage.nbytes()
-        self._bound_bytes = sum(sizes.values())
-        return self._bound_bytes
+        return sum(p.nbytes for p in list(self._pending.values()))
 
     def reserve(self, nbytes: int) -> None:
         """Raises OutOfMemoryError when ``nbytes`` more would be over the limit. Allocates nothing."""
@@ -196,12 +274,14 @@ class HandleStore:
         return entry[1] if entry is not None and entry[1] in self._uploaded else None
 
     def forget_results(self) -> None:
-        """Frees all but what was uploaded and is unmodified."""
+        """Frees all but what was uploaded (or is on its way as such) and is unmodified."""
         keep = {}
         for handle in self._uploaded:
             tensor = self._tensors.get(handle)
             if tensor is not None and storage_key(tensor) in self._pristine:
                 keep[handle] = tensor
+        for handle in [h for h, p in self._pending.items() if not p.shared]:
+            self._abandon(handle)
         self._tensors = keep
         self._uploaded &= keep.keys()
         self._poisoned.clear()

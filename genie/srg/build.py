@@ -8,28 +8,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from genie.frontend.entries import definition
+from genie.frontend.entries import Entry, definition
+from genie.frontend.names import Owner
 from genie.frontend.program import Program
 from genie.frontend.specs import Spec, to_wire
 from genie.srg.cost import cost
-from genie.srg.graph import Cost, Edge, Graph, Node, Origin, base_name, nbytes
+from genie.srg.graph import Cost, Edge, Graph, Node, Origin, Phase, Wiring, base_name, nbytes
 from genie.wire.messages import TensorSpec
 
 _NOTHING = Cost(0, 0)
+_BYTES = array("i").itemsize
 
 
 @dataclass(frozen=True)
 class External:
-    """What is known of one of ``program.ext`` where the program runs."""
+    """What is known of one of ``program.ext`` where the program runs. ``owners``: where it is in the
+    tree of modules, if it is a weight or a buffer (and with it what `genie.annotate_phase` said there)."""
 
     spec: TensorSpec
     origin: Origin
+    owners: tuple[Owner, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Shape:
     """What an op definition says about every instruction that uses it."""
 
+    args: list
+    kwargs: dict[str, list]
+    name: str
     tensors: int
     floats: int
     new: int
@@ -55,12 +62,60 @@ def _shape(tid: int) -> _Shape:
             floats += pattern[1]
     written = tuple(sorted({o for o in d.outs if o >= 0}))
     signature = repr((d.op, d.args, d.kwargs, d.outs)).encode()
-    return _Shape(tensors, floats, d.outs.count(-1), written, signature)
+    return _Shape(d.args, d.kwargs, base_name(d.op), tensors, floats, d.outs.count(-1), written, signature)
 
 
-def build(program: Program, externals: Sequence[External], fetch: Sequence[int] = ()) -> Graph:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What all instructions of one entry have in common: the sizes of its operands are the entry's."""
+
+    shape: _Shape
+    specs: tuple[TensorSpec | None, ...]  # of the new tensors
+    nbytes: tuple[int, ...]
+    is_view: bool
+    cost: Cost
+
+
+class _Specs:
+    """Specs as they are on the wire, one object for all that are equal."""
+
+    def __init__(self) -> None:
+        self._by_spec: dict[Spec, TensorSpec] = {}
+        self._by_content: dict[tuple, TensorSpec] = {}
+
+    def shared(self, s: TensorSpec) -> TensorSpec:
+        return self._by_content.setdefault((s.dtype, s.offset, *s.shape, *s.stride), s)
+
+    def of(self, s: Spec) -> TensorSpec:
+        found = self._by_spec.get(s)
+        if found is None:
+            found = self._by_spec[s] = self.shared(to_wire(s))
+        return found
+
+
+def _known(entry: Entry, specs: _Specs, ins: list[TensorSpec | None]) -> _Known:
+    shape = _shape(entry.tid)
+    outs: tuple[TensorSpec | None, ...]
+    if len(entry.outs) == shape.new:
+        outs = tuple([specs.of(s) for s in entry.outs])
+    else:  # a data-dependent op: its specs come with the reply
+        outs = (None,) * shape.new
+    is_view = entry.views and shape.new > 0
+    writes = [ins[k] for k in shape.written]
+    price = _NOTHING if is_view else cost(shape.name, shape.args, ins, outs, writes, False)
+    return _Known(shape, outs, tuple(map(nbytes, outs)), is_view, price)
+
+
+def build(
+    program: Program,
+    externals: Sequence[External],
+    fetch: Sequence[int] = (),
+    blocks: Sequence[tuple[int, int, str]] = (),
+) -> Graph:
     """The graph of ``program``. ``externals`` describe ``program.ext`` in order; ``fetch`` are the
-    handles that the client reads. A pure function: the same arguments give an equal graph.
+    handles that the client reads; ``blocks`` are the annotated ones, instructions counted from the
+    program's first. A pure function: the same arguments give an equal graph. Raises ValueError when not
+    all externals are described.
     """
     if len(externals) != program.n_ext:
         raise ValueError(f"{len(externals)} externals described, but the program has {program.n_ext}")
@@ -68,59 +123,72 @@ def build(program: Program, externals: Sequence[External], fetch: Sequence[int] 
     code.frombytes(program.key[0])
     kept.frombytes(program.key[1])
     leaves = set(kept) | {h - program.base for h in fetch if h >= program.base}
-    wire: dict[Spec, TensorSpec] = {}
-    specs: dict[int, TensorSpec | None] = {-k - 1: e.spec for k, e in enumerate(externals)}
-    sizes: dict[int, int] = {v: nbytes(s) for v, s in specs.items()}
-    made_by: dict[int, int] = {v: v for v in specs}
-    root: dict[int, int] = {v: v for v in specs}
+    shared = _Specs()
+    wiring = Wiring()
+    producer, readers, specs, root = wiring.producer, wiring.readers, wiring.spec, wiring.root
+    by_name, views = wiring.by_name, wiring.views
+    given = []
+    for k, e in enumerate(externals):
+        v = -k - 1
+        node = Node(
+            v, "genie::external", [], {}, (), (), (), (v,), (shared.shared(e.spec),), (), False,
+            program.ext[k] in fetch, _NOTHING, e.origin, owners=e.owners,
+        )  # fmt: skip
+        given.append(node)
+        producer[v], readers[v], specs[v], root[v] = node, [], node.specs[0], v
+    sizes = {v: nbytes(s) for v, s in specs.items()}
+    made_by = {v: v for v in specs}
     writer: dict[int, int] = {}  # root -> the last instruction that wrote to its storage
     nodes: list[Node] = []
     edges: list[Edge] = []
-    h = hashlib.sha256()
+    hashed: list[bytes] = []
+    entries: dict[int, _Known] = {}
+    instructions, numbers, floats = program.key[0], code.tolist(), tuple(program.floats)
     at = value = float_at = 0
     for number, entry in enumerate(program.entries):
-        shape = _shape(entry.tid)
+        known = entries.get(id(entry))
+        if known is None:
+            end = at + 1 + _shape(entry.tid).tensors
+            known = _known(entry, shared, [specs[v] for v in numbers[at + 1 : end]])
+            entries[id(entry)] = known
+        shape, is_view = known.shape, known.is_view
         end = at + 1 + shape.tensors
-        inputs = tuple(code[at + 1 : end])
-        h.update(shape.signature)
-        h.update(code[at + 1 : end].tobytes())
+        inputs = tuple(numbers[at + 1 : end])
+        hashed += shape.signature, instructions[(at + 1) * _BYTES : end * _BYTES]
         at = end
-        outputs = tuple(range(value, value + shape.new))
-        value += shape.new
-        out_specs: tuple[TensorSpec | None, ...]
-        if len(entry.outs) == shape.new:
-            out_specs = tuple([wire.get(s) or wire.setdefault(s, to_wire(s)) for s in entry.outs])
-        else:  # a data-dependent op: its specs come with the reply
-            out_specs = (None,) * shape.new
-        is_view = entry.views and bool(outputs)
-        in_specs = [specs[v] for v in inputs]
         for v in inputs if len(inputs) < 2 else dict.fromkeys(inputs):
-            source, last = made_by[v], writer.get(root[v])
+            source = made_by[v]
             edges.append(Edge(source, number, v, specs[v], sizes[v]))
-            if last is not None and last > source:
-                edges.append(Edge(last, number, v, specs[v], sizes[v], order=True))
-        for v, spec in zip(outputs, out_specs, strict=True):
-            specs[v], sizes[v], made_by[v] = spec, nbytes(spec), number
-            root[v] = root[inputs[0]] if is_view else v
-        writes = tuple([inputs[k] for k in shape.written])
-        for v in writes:
-            writer[root[v]] = number
-        d = definition(entry.tid)
-        node_cost = cost(
-            base_name(entry.op), d.args, in_specs, out_specs, [specs[v] for v in writes], is_view
-        )
-        nodes.append(
-            Node(
-                number, entry.op, d.args, d.kwargs, inputs, entry.literals,
-                tuple(program.floats[float_at : float_at + shape.floats]), outputs, out_specs, writes,
-                is_view, not leaves.isdisjoint(outputs), node_cost,
-            )
+            if writer:
+                last = writer.get(root[v])
+                if last is not None and last > source:
+                    edges.append(Edge(last, number, v, specs[v], sizes[v], True))
+        outputs = (value,) if shape.new == 1 else tuple(range(value, value + shape.new))
+        value += shape.new
+        writes = tuple([inputs[k] for k in shape.written]) if shape.written else ()
+        node = Node(
+            number, entry.op, shape.args, shape.kwargs, inputs, entry.literals,
+            floats[float_at : float_at + shape.floats] if shape.floats else (), outputs, known.specs, writes,
+            is_view, not leaves.isdisjoint(outputs), known.cost,
         )  # fmt: skip
         float_at += shape.floats
-    h.update(array("i", sorted(leaves)).tobytes())
-    given = [
-        Node(-k - 1, "genie::external", [], {}, (), (), (), (-k - 1,), (e.spec,), (), False,
-             program.ext[k] in fetch, _NOTHING, e.origin)
-        for k, e in enumerate(externals)
-    ]  # fmt: skip
-    return Graph(given, nodes, edges, h.digest())
+        nodes.append(node)
+        if is_view:
+            views.append(node)
+        if shape.name in by_name:
+            by_name[shape.name].append(node)
+        else:
+            by_name[shape.name] = [node]
+        for v in inputs:
+            readers[v].append(node)
+        for k, v in enumerate(outputs):
+            producer[v], readers[v], made_by[v] = node, [], number
+            specs[v], sizes[v] = known.specs[k], known.nbytes[k]
+            root[v] = root[inputs[0]] if is_view else v
+        for v in writes:
+            writer[root[v]] = number
+    hashed.append(array("i", sorted(leaves)).tobytes())
+    digest = hashlib.sha256(b"".join(hashed)).digest()
+    graph = Graph(given, nodes, edges, digest, [(a, b, Phase(p)) for a, b, p in blocks])
+    graph.__dict__["wiring"] = wiring
+    return graph

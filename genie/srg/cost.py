@@ -37,7 +37,77 @@ def cost(name: str, args: list, inputs: Specs, outputs: Specs, written: Specs, i
     """``name`` without namespace and overload; ``args`` are its patterns; ``written``: in-place results."""
     if is_view:
         return Cost(0, 0)
-    return Cost(_flops(name, args, inputs, outputs), _traffic(name, inputs, outputs, written))
+    flops, traffic = _flops(name, args, inputs, outputs), _traffic(name, inputs, outputs, written)
+    return Cost(flops, traffic, dims(name, args, inputs, outputs, written), _dtype(inputs, outputs, written))
+
+
+def _dtype(inputs: Specs, outputs: Specs, written: Specs) -> str:
+    """Of the numbers: indices, masks and comparisons have others."""
+    known = [s.dtype for s in (*outputs, *written, *inputs) if s is not None]
+    return next((d for d in known if d.startswith(("float", "bfloat", "complex"))), known[0] if known else "float32")
+
+
+def dims(name: str, args: list, inputs: Specs, outputs: Specs, written: Specs) -> tuple[int, ...]:
+    """The sizes of one op that its time depends on, beside FLOPs and bytes:
+
+    matmuls      rows m (over all leading dimensions), n, k, matrices, 1 if the right operand's rows are
+                 its columns in memory (as in `linear`)
+    convolutions images, output positions, input channels of a group, output channels of one, groups,
+                 positions of the kernel, input positions by output positions
+    attentions   batch, heads, queries, keys, head's size, 1 with a mask
+    all others   elements (the most of any operand), elements of the last dimension of the first
+                 operand, elements by elements of the result, 1 if an operand is not dense
+
+    () where a spec is not known.
+    """
+    if any(s is None for s in (*inputs, *outputs)):
+        return ()
+    known = [s for s in inputs if s is not None]
+    results = [s for s in (*outputs, *written) if s is not None]
+    if not results or not known:
+        return (max(map(numel, results), default=0), results[0].shape[-1] if results and results[0].shape else 1, 1, 0)
+    result = results[0]
+    if name in _MATMULS and len(known) > _MATMULS[name] + 1:
+        return _matmul_dims(name, known[_MATMULS[name]], known[_MATMULS[name] + 1], result)
+    if name in CONVOLUTIONS and len(known) > 1 and len(result.shape) > 2:
+        weight, source = known[1].shape, known[0].shape
+        places, kernel = _product(result.shape[2:]), _product(weight[2:])
+        groups = max(1, source[1] // max(weight[1], 1))
+        ratio = max(1, round(_product(source[2:]) / max(places, 1)))
+        return (result.shape[0], places, weight[1], max(1, result.shape[1] // groups), groups, kernel, ratio)
+    if name in _ATTENTIONS and len(known) > 2 and len(known[0].shape) == 4:
+        query, key = known[0].shape, known[1].shape
+        return (*query[:3], key[2], query[3], int(len(known) > 3))
+    elements = max(map(numel, (*known, *results)))
+    shape = known[0].shape
+    scattered = int(any(not _is_dense(s) for s in known if numel(s) * 2 > elements))
+    return (elements, shape[-1] if shape else 1, max(1, round(elements / max(numel(result), 1))), scattered)
+
+
+def _matmul_dims(name: str, left: TensorSpec, right: TensorSpec, result: TensorSpec) -> tuple[int, ...]:
+    k = left.shape[-1] if left.shape else 1
+    n = 1 if len(right.shape) < 2 and name != "linear" else result.shape[-1] if result.shape else 1
+    matrices = _product(right.shape[:-2])
+    rows = numel(result) // max(n * matrices, 1)
+    turned = name == "linear" or (len(right.stride) > 1 and right.stride[-1] != 1)
+    return (rows, n, k, matrices, int(turned))
+
+
+def _product(sizes: Sequence[int]) -> int:
+    n = 1
+    for size in sizes:
+        n *= size
+    return n
+
+
+def _is_dense(spec: TensorSpec) -> bool:
+    """Without gaps, the last dimension innermost."""
+    step = 1
+    for size, stride in zip(reversed(spec.shape), reversed(spec.stride), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _flops(name: str, args: list, inputs: Specs, outputs: Specs) -> int | None:

@@ -11,6 +11,7 @@ in its literals (a longer cache).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
@@ -18,9 +19,10 @@ from functools import cache, cached_property
 import msgspec
 import torch
 
+from genie.frontend.names import Owner
 from genie.wire.messages import TensorSpec
 
-FORMAT = 1
+FORMAT = 2
 
 # No gc: a graph is a tree of numbers, and thousands of tracked objects would each time set off the
 # collector, which walks over all of torch.
@@ -30,6 +32,7 @@ class Phase(StrEnum):
     UNKNOWN = "unknown"
     PREFILL = "prefill"
     DECODE = "decode"
+    TEXT_ENCODE = "text_encode"  # a text whole, with nothing to generate from it
     VISION_ENCODE = "vision_encode"
 
 
@@ -52,16 +55,22 @@ class Modality(StrEnum):
 class Origin(StrEnum):
     """Where a value comes from that a program uses but does not make."""
 
-    PARAMETER = "parameter"  # uploaded; it was an nn.Parameter
+    PARAMETER = "parameter"  # an nn.Parameter
     HOST = "host"  # any other tensor that came from the client's memory
     EARLIER = "earlier"  # kept by an earlier program
 
 
 class Cost(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """``flops`` is None where no formula is known; ``nbytes`` are read and written, 0 for views."""
+    """``flops`` is None where no formula is known; ``nbytes`` are read and written, 0 for views.
+
+    ``dims``: the sizes that the op's efficiency depends on, see `genie.srg.cost.dims`; the first scales
+    with the batch. ``dtype``: what it computes in.
+    """
 
     flops: int | None
     nbytes: int
+    dims: tuple[int, ...] = ()
+    dtype: str = "float32"
 
     @property
     def intensity(self) -> float | None:
@@ -94,11 +103,18 @@ class Node(msgspec.Struct, array_like=True, gc=False):
     residency: Residency = Residency.UNKNOWN
     modality: Modality = Modality.UNKNOWN
     stage: int | None = None  # convolution stage, counted from 0 within a tower
-    module: str | None = None
+    module: str | None = None  # "transformer.h.3.mlp", "" at the top; None where no weight has a name
+    branch: int | None = None  # see `genie.semantics.branches`
+    owners: tuple[Owner, ...] = ()  # externals only: where this weight is in the module tree
 
     @property
     def name(self) -> str:
         return base_name(self.op)
+
+    @property
+    def weight(self) -> str | None:
+        """Qualified name of the weight that an external is; of a tied one the first."""
+        return self.owners[0].path if self.owners else None
 
 
 class Edge(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -118,12 +134,15 @@ class Edge(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 @dataclass
 class Wiring:
-    """Lookups derived from a graph's nodes. ``root`` maps a view to the value that owns its storage."""
+    """Lookups derived from a graph's nodes. ``root`` maps a view to the value that owns its storage;
+    ``by_name`` the instructions, in order, by `Node.name`; ``views`` are those that make views."""
 
     producer: dict[int, Node] = field(default_factory=dict)
     readers: dict[int, list[Node]] = field(default_factory=dict)
     spec: dict[int, TensorSpec | None] = field(default_factory=dict)
     root: dict[int, int] = field(default_factory=dict)
+    by_name: dict[str, list[Node]] = field(default_factory=dict)
+    views: list[Node] = field(default_factory=list)
 
 
 class Graph(msgspec.Struct, dict=True):
@@ -134,6 +153,8 @@ class Graph(msgspec.Struct, dict=True):
     nodes: list[Node]
     edges: list[Edge]
     digest: bytes
+    blocks: list[tuple[int, int, Phase]] = []  # instructions [start, stop) in an annotated block, innermost last
+    notes: list[str] = []  # what a reader should know, as where a hint contradicts the evidence
     format: int = FORMAT
 
     @cached_property
@@ -145,7 +166,19 @@ class Graph(msgspec.Struct, dict=True):
                 w.root[value] = w.root[node.inputs[0]] if node.is_view else value
             for value in node.inputs:
                 w.readers[value].append(node)
+        for node in self.nodes:
+            w.by_name.setdefault(node.name, []).append(node)
+            if node.is_view:
+                w.views.append(node)
         return w
+
+    def named(self, names: Collection[str]) -> list[Node]:
+        """The instructions with one of these names, in program order."""
+        by_name = self.wiring.by_name
+        lists = [by_name[name] for name in names if name in by_name]
+        if len(lists) == 1:
+            return lists[0]
+        return sorted((n for found in lists for n in found), key=_number)
 
     @property
     def flops(self) -> int:
@@ -174,6 +207,10 @@ class Graph(msgspec.Struct, dict=True):
         from genie.srg.text import text
 
         return text(self)
+
+
+def _number(node: Node) -> int:
+    return node.number
 
 
 @cache

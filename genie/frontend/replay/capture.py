@@ -283,7 +283,9 @@ class Capture(TorchDispatchMode):
         self.floats += _floats((*args, *kwargs.values()))
         specs = [g.spec([int(n) for n in g.sizes]) for g in made]
         plain = tuple(int(x) for x in literals)
-        self.entries.append(Entry(name, tid, plain, specs, container, func._schema.is_mutable))
+        entry = Entry(name, tid, plain, specs, container, func._schema.is_mutable)
+        entry.views = shares == 0 and bool(made)
+        self.entries.append(entry)
         self.made.append(made)
         self.stacks.append(self.stack)
         return results[0] if container is None else container(results)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch.autograd.graph import increment_version
 
 from genie.frontend import shadows
+from genie.frontend.entries import Entry
 from genie.frontend.handle import UNRECORDED, Handle
 from genie.frontend.program import Program
 from genie.frontend.recorder import check_roots
@@ -148,6 +149,8 @@ class Segment:
                 fresh=list(range(len(lowered.entries))) if fresh else [],
                 layouts=lowered.layouts,
                 replay=True,
+                concrete=lambda: (self._concrete(values, literals), [t._spec for t in tensors]),
+                sizes=values,
             )
             outcome = recorder.submit(program, self)
             if fresh:
@@ -210,7 +213,18 @@ class Segment:
                 handle.root = roots.setdefault(root, [False, True])
         return handle
 
-    def _entries(self, values: list[int]) -> list:
+    def _concrete(self, values: list[int], literals: list[int]) -> list[Entry]:
+        """The instructions as this call's sizes make them."""
+        if not values:
+            return self._lowered.entries
+        at, concrete = 0, []
+        for entry in self._entries(values):
+            n = len(entry.literals)
+            concrete.append(entry.with_sizes(tuple(literals[at : at + n]), entry.outs))
+            at += n
+        return concrete
+
+    def _entries(self, values: list[int]) -> list[Entry]:
         """The instructions with the specs that this call's sizes give, for the server to check."""
         if not values:
             return self._lowered.entries

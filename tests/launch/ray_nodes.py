@@ -1,0 +1,47 @@
+"""A Ray cluster for tests that ends with its parent: ``python -m tests.launch.ray_nodes``.
+
+One node on this machine, or one in each of the network namespaces that are given as NAME=ADDRESS.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import nullcontext
+
+from genie.baselines.peer_process import die_with_parent, report_ready, wait_for_end_of_input
+from tests.launch.netns import Host
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--cpus", type=int, required=True)
+    parser.add_argument("hosts", nargs="*")
+    args = parser.parse_args()
+    die_with_parent(args.parent, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+
+    from ray.cluster_utils import Cluster
+
+    folder = os.path.join(os.environ["RAY_TMPDIR"], "ray")
+    os.makedirs(folder)
+    common = {
+        "num_cpus": args.cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "temp_dir": folder
+    }  # fmt: skip
+    cluster = Cluster()
+    try:
+        hosts = [Host(*text.split("=")) for text in args.hosts]
+        for host in hosts or [None]:
+            with host.entered() if host else nullcontext():
+                cluster.add_node(**common, **({"node_ip_address": host.address} if host else {}))
+        report_ready(args.ready_fd, {"address": cluster.address})
+        wait_for_end_of_input()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
