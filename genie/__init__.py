@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from genie.profiling.profile import profile
     from genie.runtime.in_process import local
     from genie.runtime.remote import connect
+    from genie.semantics.annotation import annotate_phase
 
-__all__ = ["Session", "connect", "enable", "local", "profile"]
+__all__ = ["Session", "annotate_phase", "connect", "enable", "local", "profile"]
 __version__ = "0.1.0"
 
 _LAZY = {
     "Session": ("genie.frontend.session", "Session"),
+    "annotate_phase": ("genie.semantics.annotation", "annotate_phase"),
     "connect": ("genie.runtime.remote", "connect"),
     "enable": ("genie.frontend.device", "register"),
     "local": ("genie.runtime.in_process", "local"),

@@ -14,7 +14,9 @@ COMMANDS: dict[str, str] = {
     "report": "genie.bench.report.command",
     "gate": "genie.bench.gate.command",
     "gate-power": "genie.bench.gate.calibrate",
+    "explain": "genie.bench.explain.command",
     "doctor": "genie.doctor.command",
+    "calibrate": "genie.cost.command",
 }
 
 

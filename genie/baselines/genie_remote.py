@@ -19,10 +19,11 @@ from genie.errors import SessionClosedError
 from genie.frontend.program import Executor
 from genie.runtime.link import ServerLink
 from genie.runtime.open_pool import PoolCosts, open_pool
-from genie.runtime.pool import PoolExecutor
+from genie.runtime.pool import Explained, PoolExecutor
 from genie.runtime.remote import ResidentExecutor, open_link
 from genie.runtime.stateless import StatelessExecutor
 from genie.scheduler.plan import Plan
+from genie.scheduler.problem import Policy
 from genie.workloads.protocol import Request, Response, Workload
 
 
@@ -196,10 +197,12 @@ class GenieFull(_Remote):
         tls_ca: str | None = None,
         *,
         costs: Callable[[], PoolCosts | None] = lambda: None,
+        policies: Sequence[Policy] | None = None,
     ) -> None:
         super().__init__(addresses, token, tls_ca)
         self._features = features
         self._costs = costs
+        self._policies = policies
         self._pool: PoolExecutor | None = None
         self._plan_s = 0.0
 
@@ -211,7 +214,8 @@ class GenieFull(_Remote):
                 return ResidentExecutor(self._open(self._addresses)[0])
             costs = self._costs() if "cost_model" in self._features else None
             links = self._open(self._addresses)
-            self._pool = open_pool(links, features=self._features & {*POOL_FEATURES}, costs=costs)
+            features = self._features & {*POOL_FEATURES}
+            self._pool = open_pool(links, features=features, policies=self._policies, costs=costs)
             return self._pool
         return StatelessExecutor(
             self._open(self._addresses if not colocated else self._addresses[:1]), round_robin=not colocated
@@ -222,6 +226,15 @@ class GenieFull(_Remote):
 
     def _replay(self) -> bool:
         return "replay" in self._features
+
+    @property
+    def followed(self) -> list[Explained]:
+        """The windows of the last request, each once, with what they were planned from; empty on one server."""
+        if self._pool is None:
+            return []
+        plans = list({id(plan): plan for plan in self._pool.followed}.values())
+        known = {id(one.plan): one for one in self._pool.explained}
+        return [known[id(plan)] for plan in plans if id(plan) in known]
 
     def run(self, request: Request) -> Response:
         if self._pool is not None:
@@ -234,15 +247,16 @@ class GenieFull(_Remote):
         pool = self._pool
         if pool is not None:
             reply.phases_ms["plan"] = (pool.plan_s - self._plan_s) * 1e3
-            reply.plans = [_summary(plan) for plan in pool.followed]
+            pids = [link.connection.welcome.pid for link in pool.links]
+            reply.plans = [_summary(plan, pids) for plan in pool.followed]
         return reply
 
 
-def _summary(plan: Plan) -> PlanSummary:
+def _summary(plan: Plan, pids: Sequence[int]) -> PlanSummary:
     return PlanSummary(
         plan.placement.policy,
         plan.placement.label,
         plan.placement.why,
-        plan.servers,
+        tuple(pids[s] for s in plan.servers),
         None if plan.predicted_s is None else plan.predicted_s * 1e3,
     )

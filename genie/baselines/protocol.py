@@ -47,12 +47,12 @@ class Wire:
 @dataclass(frozen=True)
 class PlanSummary:
     """How one window of a request was scheduled: the ``policy`` whose proposal (``label``) was followed, on
-    which ``servers``, and the milliseconds that it was predicted to take; None without a cost model."""
+    which servers (``pids``), and the milliseconds that it was predicted to take (None: no cost model)."""
 
     policy: str
     label: str
     why: str
-    servers: tuple[int, ...]
+    pids: tuple[int, ...]
     predicted_ms: float | None
 
 

@@ -7,6 +7,10 @@
     genie_full without residency                       stateless           one server a request
     genie_full without colocation, pool of 2 or more   stateless           over the pool
 
+With residency on a pool of several, each window of a request follows a plan. Its policy belongs to a feature
+that must be on (`POLICY_FEATURES`), it was predicted if and only if ``cost_model`` is on, and the servers
+that it names are those that report executed ops.
+
 A server counts a program as ``stateless`` when it kept none of its results, and as ``replayed`` when it
 was lowered from a compiled graph: with the feature ``replay`` each request of `REPLAYED_FROM` ops or
 more has such programs, without it none has. (Less than that is not worth compiling.)
@@ -24,6 +28,13 @@ if TYPE_CHECKING:
 
 #: features that may put the programs of one request on several servers although state stays in place
 SPLITTING = frozenset({"phases", "pipelining", "branches"})
+#: features by the built-in policy that each switches on
+POLICY_FEATURES = {
+    "colocation": "colocation",
+    "prefill": "phases",
+    "pipelining": "pipelining",
+    "branches": "branches",
+}
 #: ops of a request from which on it must have replayed something where replay is on
 REPLAYED_FROM = 64
 
@@ -69,6 +80,7 @@ def check_features(
                     f"of {receipt.programs} programs as stateless: residency was not really off"
                 )
         _check_replay(reply, "replay" in features, where, claim)
+        _check_plans(reply, features, where, claim)
         pids = {receipt.pid for receipt in reply.receipts if receipt.ops}
         if colocated and len(pids) > 1 and not SPLITTING & set(features):
             raise ReceiptError(
@@ -81,6 +93,28 @@ def check_features(
         raise ReceiptError(
             f"{where}: {claim} programs go to the {servers} servers in turn, but all {programs} ran in pid "
             f"{receipts[0].pid}: colocation was not really off"
+        )
+
+
+def _check_plans(reply: Reply, features: Collection[str], where: str, claim: str) -> None:
+    for plan in reply.plans:
+        feature = POLICY_FEATURES.get(plan.policy)
+        if feature is not None and feature not in features:
+            raise ReceiptError(
+                f"{where}: {claim} a window followed a plan of {plan.policy}: {feature} was not really off"
+            )
+        if (plan.predicted_ms is not None) != ("cost_model" in features):
+            off = "off" if plan.predicted_ms is not None else "on"
+            raise ReceiptError(
+                f"{where}: {claim} a plan of {plan.policy} was predicted to take {plan.predicted_ms} ms: "
+                f"cost_model was not really {off}"
+            )
+    planned = {pid for plan in reply.plans for pid in plan.pids}
+    worked = {receipt.pid for receipt in reply.receipts if receipt.ops}
+    if planned and planned != worked:
+        raise ReceiptError(
+            f"{where}: {claim} the plans name the servers with pids {sorted(planned)}, but ops were executed "
+            f"by {sorted(worked)}: the plans were not followed"
         )
 
 

@@ -183,7 +183,14 @@ def genie_full(
             raise
         pytest.skip(str(error))
     addresses = genie_servers.require(len(genie_servers.addresses))
-    with closing(GenieFull(addresses, genie_servers.token, features, genie_servers.tls_ca)) as baseline:
+    full = GenieFull(
+        addresses,
+        genie_servers.token,
+        features,
+        genie_servers.tls_ca,
+        costs=lambda: genie_session.pool_costs,
+    )
+    with closing(full) as baseline:
         yield baseline
 
 

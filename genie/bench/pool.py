@@ -57,12 +57,12 @@ class StartedServers:
 
     tls_ca = None
 
-    def __init__(self, slots: Sequence[DeviceSlot], log_dir: Path) -> None:
+    def __init__(self, slots: Sequence[DeviceSlot], log_dir: Path, extra_args: Sequence[str] = ()) -> None:
         from genie.runtime.server_process import start_servers
 
         self.token = secrets.token_hex(16)
         self._slots = list(slots)
-        self._servers = start_servers(list(slots), token=self.token, log_dir=log_dir)
+        self._servers = start_servers(list(slots), token=self.token, log_dir=log_dir, extra_args=extra_args)
 
     @property
     def addresses(self) -> tuple[str, ...]:

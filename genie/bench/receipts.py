@@ -83,3 +83,7 @@ def check_both_ends(wire: Wire, *, exact: bool, where: str) -> None:
             raise WireCountError(
                 f"{where}: {direction}, the client counted {client} bytes and the servers {server}"
             )
+    if wire.peer_in is not None and wire.peer_in != wire.peer_bytes:
+        raise WireCountError(
+            f"{where}: between servers, {wire.peer_bytes} bytes were sent and {wire.peer_in} received"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median, median_low
 from typing import Any
 
-from genie.baselines.protocol import Receipt, Reply, Setup
+from genie.baselines.protocol import PlanSummary, Receipt, Reply, Setup
 from genie.bench.kernel_bytes import SocketBytes
 from genie.bench.schema import SCHEMA_VERSION
 from genie.workloads.protocol import Response, Verification
@@ -100,7 +100,8 @@ class CellRecord:
             "phases_ms": self._phases(),
             "llm": self._llm(),
             "weights": {"source": setup.model.weights_source, "sha256": setup.model.weights_sha256},
-            "devices": setup.devices,
+            "devices": max([setup.devices, *(len(_pids(t.reply.plans)) for t in self.timed)]),
+            "plan": self._plan(),
             "cpu_s": {
                 "client": self._median(lambda timed: timed.client_cpu_s),
                 "server": self._median(lambda timed: timed.reply.server_cpu_s),
@@ -166,6 +167,34 @@ class CellRecord:
             for name in names
         }
 
+    def _plan(self) -> dict[str, Any] | None:
+        """How the last round's windows were scheduled. ``predicted_ms``: all windows of a round together,
+        median over rounds, to stand beside the round's time; None without a cost model."""
+        rounds = [[plan for timed in one for plan in timed.reply.plans] for one in self.rounds()]
+        if not rounds[-1]:
+            return None
+        sums = [sum(p.predicted_ms or 0.0 for p in plans) for plans in rounds]
+        known = all(plan.predicted_ms is not None for plans in rounds for plan in plans)
+        followed: dict[tuple[str, str], dict[str, Any]] = {}
+        for plan in rounds[-1]:
+            row = followed.setdefault(
+                (plan.policy, plan.label),
+                {
+                    "policy": plan.policy,
+                    "label": plan.label,
+                    "why": plan.why,
+                    "servers": len(plan.pids),
+                    "windows": 0,
+                },
+            )
+            row["windows"] += 1
+        return {
+            "predicted_ms": median(sums) if known else None,
+            "measured_ms": median(self.round_seconds()) * 1e3,
+            "windows": len(rounds[-1]),
+            "policies": list(followed.values()),
+        }
+
     def _llm(self) -> dict[str, Any] | None:
         """TTFT is the first token's mark; TPOT the mean gap of the later ones. Medians over rounds."""
         marked = [timed for timed in self.timed if timed.reply.response.token_s]
@@ -194,6 +223,10 @@ class CellRecord:
                 "bytes_in": median_low(wire.bytes_in for wire in wires),
             }
         return rows
+
+
+def _pids(plans: Sequence[PlanSummary]) -> set[int]:
+    return {pid for plan in plans for pid in plan.pids}
 
 
 def _mean_gap(marks: Sequence[float]) -> float | None:

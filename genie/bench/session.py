@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from genie.bench.pool import ServerPool
     from genie.bench.reference import Reference
     from genie.devices import DeviceSlot
+    from genie.runtime.open_pool import PoolCosts
     from genie.workloads.protocol import Workload
 
 
@@ -140,6 +141,16 @@ class BenchSession:
         if self.pool is not None and baseline.startswith("genie_"):
             return fingerprint(self.pool.facts(uses or len(self.pool.addresses)))
         return fingerprint([device_facts(slot) for slot in self.server_slots[:uses]])
+
+    @cached_property
+    def pool_costs(self) -> PoolCosts | None:
+        """What the scheduler of ``genie_full`` predicts with; measured once on devices that it is not stored
+        for. None for a pool of one, where there is nothing to schedule."""
+        if self.pool is None or len(self.pool.addresses) < 2:
+            return None
+        from genie.cost.pool import pool_costs
+
+        return pool_costs(self.pool.addresses, self.pool.token, tls_ca=self.pool.tls_ca)
 
     def measure_ceiling(self) -> None:
         """Once, when timed cells used several devices; servers elsewhere say nothing about this machine."""

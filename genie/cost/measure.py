@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -73,7 +73,7 @@ class Watched:
             self._specs[handle] = to_wire(spec_of(tensor))
         given = [External(self._specs[h], Origin.EARLIER) for h in program.ext]
         graph = build(program, given, fetch)
-        self.nodes = graph.nodes
+        self.nodes += graph.nodes
         for handle in program.kept_handles():
             spec = graph.wiring.spec[handle - program.base]
             if spec is not None:
@@ -119,30 +119,35 @@ def remote(link: ServerLink) -> Watched:
 def measure(
     executor: Watched,
     device_type: str,
-    dtype: torch.dtype,
-    probes: Iterable[Probe],
+    dtypes: Sequence[torch.dtype],
+    probes: Sequence[Probe],
     rounds: int = ROUNDS,
     done: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
-    """One sample for each probe, in order: the median of ``rounds`` programs. ``executor`` is closed at the
+    """One sample for each dtype and probe, in order: the median of ``rounds`` programs. ``executor`` is closed at the
     end; ``done`` is called after each program.
 
     All probes are run once before any is run again, so that what disturbs the machine for a moment does
-    not fall on all measurements of one op. An op that the device does not have in ``dtype`` gives no
+    not fall on all measurements of one op. An op that the device does not have in a dtype gives no
     sample. Raises ValueError for no round, and what the session raises when the server is lost.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: measure at least once")
+    samples = []
     with Session(executor) as session, torch.no_grad():  # type: ignore[arg-type]
-        operands = _Operands(device_type, dtype)
-        empty_s = statistics.median(_timed(session, executor, _nothing) for _ in range(9))
-        found = [r for p in probes if (r := _prepared(session, executor, operands, p)) is not None]
-        for _ in range(rounds):
-            for repeated in found:
-                repeated.seconds.append(_timed(session, executor, repeated) - empty_s)
-                done()
-    name = str(dtype)[6:]
-    return [Sample(r.probe.label, r.nodes, r.each, name, r.probe.held_out) for r in found if r.each > 0]
+        for dtype in dtypes:
+            operands = _Operands(device_type, dtype)
+            empty_s = statistics.median(_timed(session, executor, _nothing) for _ in range(9))
+            found = [r for p in probes if (r := _prepared(session, executor, operands, p)) is not None]
+            for _ in range(rounds):
+                for repeated in found:
+                    repeated.seconds.append(_timed(session, executor, repeated) - empty_s)
+                    done()
+            name = str(dtype)[6:]
+            samples += [
+                Sample(r.probe.label, r.nodes, r.each, name, r.probe.held_out) for r in found if r.each > 0
+            ]
+    return samples
 
 
 @dataclass
@@ -169,12 +174,13 @@ def _prepared(
     executor.watching = True
     repeated = _Repeated(probe, operands.sets(probe, operands.calls(probe)))
     session.recorder.flush()
+    executor.nodes = []
     try:
         _timed(session, executor, repeated)  # not timed: the template is compiled, and its results checked
     except RemoteOpError:
         return None
     executor.watching = False
-    # The last node is the value that is read to synchronize.
+    # One node more than the calls': the value that is read to synchronize.
     repeated.nodes = tuple(executor.nodes[: (len(executor.nodes) - 1) // len(repeated.sets)])
     return repeated
 
@@ -201,22 +207,23 @@ class _Operands:
     def __init__(self, device_type: str, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._rate, self._bandwidth, self._launch = _GUESS[device_type]
-        pattern = torch.rand(_PATTERN, device="genie", dtype=dtype).sub_(0.5).mul_(0.1)
-        self._pools = [
-            (elements, [pattern.repeat(-(-elements // _PATTERN)) for _ in range(count)])
-            for elements, count in _POOLS
-        ]
-        self._activations = pattern.repeat(_ACTIVATIONS // _PATTERN)
+        self._pattern = torch.rand(_PATTERN, device="genie", dtype=dtype).sub_(0.5).mul_(0.1)
+        self._pools: dict[int, list[Tensor]] = {}  # by elements of each, made when first needed
+        self._activations = self._pattern.repeat(_ACTIVATIONS // _PATTERN)
         # glibc asks the kernel for each large block anew until the first one of its size was freed; a server
         # that has run for a while has done that.
         torch.zeros(_LARGE_BLOCK // dtype.itemsize, device="genie", dtype=dtype).add_(1)
 
     def _pool(self, probe: Probe) -> list[Tensor]:
         """Buffers for the probe's largest weight."""
-        needed = max((prod(s) for s in probe.weights.values()), default=0)
-        for elements, buffers in self._pools:
+        needed = max(prod(s) for s in probe.weights.values())
+        for elements, count in _POOLS:
             if needed <= elements:
-                return buffers
+                if elements not in self._pools:
+                    self._pools[elements] = [
+                        self._pattern.repeat(-(-elements // _PATTERN)) for _ in range(count)
+                    ]
+                return self._pools[elements]
         raise ValueError(f"the weights of {probe.label!r} are larger than any that can be measured")
 
     def calls(self, probe: Probe) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from genie.cost.families import Work, family, work
+from genie.cost.families import Work, work
 from genie.cost.surface import Surface
 from genie.srg.graph import Cost, Node, itemsize
 
@@ -96,8 +96,10 @@ class DeviceModel:
                 self._known[key] = 0.0
                 continue
             dtype, scale = self._measured_dtype(node.cost.dtype)
-            # Sizes count in the node's own dtype; bytes of another are scaled with the time.
-            w = work(node.name, msgspec.structs.replace(node.cost, dtype=dtype), share)
+            cost = node.cost
+            if scale != 1.0:  # as many elements of the measured dtype
+                cost = msgspec.structs.replace(cost, dtype=dtype, nbytes=round(cost.nbytes / scale))
+            w = work(node.name, cost, share)
             groups = self.groups[dtype]
             name = next((g for g in w.groups if g in groups), "elementwise")
             if len(groups[name].points[0]) != len(w.features):
@@ -157,10 +159,5 @@ class DeviceModel:
 
 def family_of_group(name: str) -> str:
     """The family that a report counts a group to."""
-    head = name.split(" ")[0]
-    return {"linear": "matmul", "bmm": "matmul"}.get(head, head if head in ("conv", "copy") else family_or(head))
-
-
-def family_or(head: str) -> str:
-    known = ("matmul", "attention", "norm", "softmax", "elementwise", "gather", "reduction", "pool")
-    return head if head in known else family(head)
+    head = name.partition(" ")[0]
+    return "matmul" if head in ("linear", "bmm") else head

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
-import torch
 from torch import nn
 
 from genie.frontend.handle import UNRECORDED, Value
@@ -20,6 +20,8 @@ from genie.frontend.tensor import LazyTensor
 HINT = "_genie_phase"
 #: what `torch.compile(module)` puts around a module
 _COMPILED = "_orig_mod"
+#: blocks that are remembered where nothing plans the programs that they are in
+_MOST_BLOCKS = 1024
 
 
 class Owner(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -42,33 +44,45 @@ class Owner(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class WeightNames:
-    """Of one session. ``blocks``: (first instruction, one after the last or None while it is open, phase)
-    of each annotated block, innermost last, instructions counted through the session."""
+    """Of one session, with its annotated blocks: instructions are counted through the session."""
 
     def __init__(self) -> None:
         self._owners: dict[int, tuple[weakref.ref[Value], tuple[Owner, ...]]] = {}
         self._roots: list[tuple[weakref.ref[nn.Module], str]] = []
         self._swept_at = 256
         self._hinted = False
-        self.blocks: list[tuple[int, int | None, str]] = []
+        #: [first instruction, one after the last or None while it is open, phase], innermost last
+        self._blocks: list[list[Any]] = []
 
     def of(self, handle: int) -> tuple[Owner, ...]:
         """The places of the weight with this handle; none where no module is known to hold it."""
         found = self._owners.get(handle)
         return () if found is None else found[1]
 
+    def open_block(self, first: int, phase: str) -> list[Any]:
+        """A block that begins with instruction ``first``. Those long past are forgotten."""
+        self._blocks = [b for b in self._blocks[-_MOST_BLOCKS:] if b[1] is None or b[1] > b[0]]
+        block = [first, None, phase]
+        self._blocks.append(block)
+        return block
+
+    def close_block(self, block: list[Any], stop: int) -> None:
+        block[1] = stop
+
     def within(self, first: int, count: int) -> tuple[tuple[int, int, str], ...]:
         """The blocks of ``count`` instructions from ``first`` on, counted from there."""
         return tuple(
             (max(start - first, 0), count if stop is None else min(stop - first, count), phase)
-            for start, stop, phase in self.blocks
+            for start, stop, phase in self._blocks
             if start < first + count and (stop is None or stop > first)
         )
 
     def hints(self, handles: list[int], first: int, count: int) -> tuple:
-        """What a graph of a program depends on beside its template; () where nothing is annotated."""
-        if not (self._hinted or self.blocks):
+        """What a graph of a program depends on beside its template; () where nothing is annotated.
+        Forgets the blocks that ended before the program."""
+        if not (self._hinted or self._blocks):
             return ()
+        self._blocks = [b for b in self._blocks if b[1] is None or b[1] > first]
         owners = {o.hint for h in handles for o in self.of(h) if o.hint is not None}
         blocks = self.within(first, count)
         return (frozenset(owners), blocks) if owners or blocks else ()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from genie.devices import DeviceSlot, available_cores, device_slot
 from genie.runtime.server_process import ServerProcess
@@ -23,15 +20,6 @@ class ServerActor:
     def __init__(self) -> None:
         self._server: ServerProcess | None = None
         self._logs: Path | None = None
-
-    def node(self) -> dict[str, str]:
-        """Where this is: Ray's id and address of the node, and the host's name."""
-        context = ray.get_runtime_context()
-        return {
-            "node": context.get_node_id(),
-            "address": ray.util.get_node_ip_address(),
-            "host": socket.gethostname(),
-        }
 
     def start(
         self, device_type: str, place: int, host: str, token: str, args: Sequence[str], threads: str | None

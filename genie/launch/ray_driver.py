@@ -57,13 +57,14 @@ class Pool:
         ray = self._ray
         try:
             self._place()
-            nodes = ray.get([actor.node.remote() for actor in self._actors], timeout=self._left())
+            nodes = self._nodes()
             hosts = self._hosts(nodes)
+            self._make_actors()
             places: Counter[str] = Counter()
             starting = []
             for actor, node, host in zip(self._actors, nodes, hosts, strict=True):
-                place = places[node["node"]]
-                places[node["node"]] += 1
+                place = places[node["NodeID"]]
+                places[node["NodeID"]] += 1
                 starting.append(
                     actor.start.remote(self._device_type, place, host, token, self._bind.serve_args, threads)
                 )
@@ -78,9 +79,12 @@ class Pool:
             raise ConnectError("the actors of the Ray cluster did not start their servers in time") from error
         except ray.exceptions.RayError as error:
             raise ConnectError(f"the Ray cluster lost the pool's actors: {_last_line(error)}") from error
-        return [told | {"host": node["host"]} for told, node in zip(started, nodes, strict=True)]
+        return [
+            told | {"host": node["NodeManagerHostname"]} for told, node in zip(started, nodes, strict=True)
+        ]
 
     def _connect(self, address: str) -> None:
+        _probe(address)
         os.environ.update(_RAY_ENV)
         try:
             import ray
@@ -88,7 +92,6 @@ class Pool:
             raise ConfigError(
                 f"--genie-launcher ray needs Ray, which does not import ({error}): pip install ray"
             ) from error
-        _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
@@ -99,9 +102,6 @@ class Pool:
 
     def _place(self) -> None:
         from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        from genie.launch.ray_actor import ServerActor
 
         share = self._share()
         self._group = placement_group([share] * self._count, strategy=self._strategy)
@@ -113,6 +113,21 @@ class Pool:
                 f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; lower --genie-servers, or "
                 "wait until others have ended"
             )
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """The node of each server, as `ray.nodes` tells it."""
+        from ray.util.placement_group import placement_group_table
+
+        nodes = {node["NodeID"]: node for node in self._ray.nodes()}
+        placed = placement_group_table(self._group)["bundles_to_node_id"]
+        return [nodes[placed[index]] for index in range(self._count)]
+
+    def _make_actors(self) -> None:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from genie.launch.ray_actor import ServerActor
+
+        share = self._share()
         remote = self._ray.remote(ServerActor)
         self._actors = [
             remote.options(
@@ -133,18 +148,18 @@ class Pool:
         cpus = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
         return {"CPU": max(1, min((int(count) for count in cpus if count >= 1), default=1) // 4)}
 
-    def _hosts(self, nodes: list[dict[str, str]]) -> list[str]:
+    def _hosts(self, nodes: list[dict[str, Any]]) -> list[str]:
         """What each server binds: loopback when all are on the driver's node, else its node's address."""
         here = self._ray.get_runtime_context().get_node_id()
-        if all(node["node"] == here for node in nodes):
+        elsewhere = sorted({node["NodeManagerAddress"] for node in nodes if node["NodeID"] != here})
+        if not elsewhere:
             return ["127.0.0.1"] * len(nodes)
         if not self._bind.insecure and self._bind.tls_cert is None:
-            elsewhere = ", ".join(sorted({node["address"] for node in nodes if node["node"] != here}))
             raise ConfigError(
-                f"Ray has placed servers on other nodes ({elsewhere}): give --genie-tls-cert and "
+                f"Ray has placed servers on other nodes ({', '.join(elsewhere)}): give --genie-tls-cert and "
                 "--genie-tls-key, or spell out --genie-insecure on a network that you trust"
             )
-        return [node["address"] for node in nodes]
+        return [node["NodeManagerAddress"] for node in nodes]
 
     def state(self) -> list[tuple[bool, str]]:
         """Of each server: whether it lives, and the end of its log."""

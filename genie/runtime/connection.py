@@ -15,6 +15,7 @@ from torch import Tensor
 from genie import errors
 from genie.errors import AuthError, ConnectError, GenieError, ProtocolError, RemoteError, ServerLostError
 from genie.wire import auth
+from genie.wire.backlog import LIMIT
 from genie.wire.framing import HANDSHAKE_HEADER, MAX_HEADER, Channel, tune
 from genie.wire.messages import (
     PROTOCOL_VERSION,
@@ -36,13 +37,20 @@ _LAST_WORDS_SECONDS = 0.5
 class Connection:
     """Requests go out in order and are answered in order; several may be on their way.
 
+    Sending does not wait for the server, nor is a buffer needed after the call: what the socket does not
+    take is copied, up to ``backlog_bytes``, and follows by itself (not under TLS). Beyond that the caller
+    waits. An error of such bytes is raised by the next call.
+
     Once an I/O call has failed the session is gone, and each later call raises that same error.
     """
 
-    def __init__(self, channel: Channel, address: str, log_tail: LogTail | None) -> None:
+    def __init__(
+        self, channel: Channel, address: str, log_tail: LogTail | None, backlog_bytes: int = LIMIT
+    ) -> None:
         self._channel: Channel[Any] = channel
         self.address = address
         self._log_tail = log_tail
+        self._backlog_bytes = backlog_bytes
         self._lost: GenieError | None = None
         self._outstanding = 0
         self._ready: deque[tuple[Any, Tensor]] = deque()
@@ -59,6 +67,7 @@ class Connection:
         timeout: float = 10.0,
         tls_ca: str | None = None,
         log_tail: LogTail | None = None,
+        backlog_bytes: int = LIMIT,
     ) -> Connection:
         """Opens and authenticates a session. ``address`` is "host:port" or "[ipv6]:port"; ``timeout``
         is in seconds, for connecting and for each message of the handshake.
@@ -78,7 +87,8 @@ class Connection:
             tune(sock)
             if tls_ca is not None:
                 sock = auth.client_tls(tls_ca).wrap_socket(sock, server_hostname=host)
-            connection = cls(Channel(sock, ServerMessage, HANDSHAKE_HEADER), address, log_tail)
+            channel: Channel[Any] = Channel(sock, ServerMessage, HANDSHAKE_HEADER)
+            connection = cls(channel, address, log_tail, backlog_bytes)
             connection._handshake(token, timeout)
             return connection
         except ssl.SSLError as exc:
@@ -107,6 +117,7 @@ class Connection:
             raise AuthError(f"the server at {self.address} does not know the token: do not trust it")
         self.welcome = welcome
         self._channel.settimeout(None)
+        self._channel.send_later(self._backlog_bytes)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -215,7 +226,20 @@ class Connection:
 
     @property
     def bytes_out(self) -> int:
+        """Bytes of all frames sent, as the socket took them. Waits for those that it has not taken yet;
+        after a failure, those that it took."""
+        if self._lost is None:
+            try:
+                self._channel.settle(self._stash if self._outstanding else None)
+            except OSError as exc:
+                if self._last_words() is None:
+                    self._lose(exc)  # the next call raises it
         return self._channel.bytes_out
+
+    @property
+    def bytes_accepted(self) -> int:
+        """``bytes_out``, and what follows by itself. Does not wait."""
+        return self._channel.bytes_accepted
 
     @property
     def alive(self) -> bool:
@@ -226,8 +250,9 @@ class Connection:
         if self._lost is None:
             if not self._outstanding:
                 with contextlib.suppress(OSError):  # a server that is gone has no session left to end
-                    self._channel.settimeout(_LAST_WORDS_SECONDS)
-                    self._channel.send(Bye())
+                    if self._channel.settle(timeout_s=_LAST_WORDS_SECONDS):
+                        self._channel.settimeout(_LAST_WORDS_SECONDS)
+                        self._channel.send(Bye())
             self._lost = errors.SessionClosedError(
                 f"the session with {self.address} was closed: open a new one"
             )

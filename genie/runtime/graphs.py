@@ -49,7 +49,7 @@ def graph_of(
     return annotate_in_place(build(program, externals, fetch, blocks))
 
 
-def annotations(program: Program) -> tuple:
+def hints_of(program: Program) -> tuple:
     """What `genie.annotate_phase` says of this program: equal templates with other annotations have other
     graphs. () where nothing is annotated, at no cost."""
     names = program.weight_names
@@ -77,7 +77,7 @@ class TemplateGraphs:
         """Raises KeyError for a template that was never added."""
         at = self._length_at[program.key]
         one_token = at is not None and _length(program, at) == 1
-        return (*program.key, one_token, annotations(program))
+        return (*program.key, one_token, hints_of(program))
 
     def add(
         self,

@@ -206,7 +206,7 @@ class ServerLink:
         """Sends the request; `receive` gets its reply, unless it is quiet."""
         self._progress.finish()
         connection = self.connection
-        start, before = time.perf_counter_ns(), connection.bytes_out
+        start, before = time.perf_counter_ns(), connection.bytes_accepted
         try:
             if request.quiet:
                 connection.post(request, buffers)
@@ -214,12 +214,12 @@ class ServerLink:
                 connection.send(request, buffers)
                 self._asked += 1
         except BaseException:
-            if connection.bytes_out == before:
+            if connection.bytes_accepted == before:
                 self._undo(request)
             raise
         self.timings.send += (time.perf_counter_ns() - start) * 1e-9
         if self.trace is not None:
-            self.trace.sent(request, start, connection.bytes_out - before)
+            self.trace.sent(request, start, connection.bytes_accepted - before)
 
     def receive(self) -> tuple[Result, Tensor]:
         """The reply to the oldest request. Raises the server's error, with ``instruction`` set."""

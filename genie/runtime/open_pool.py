@@ -42,8 +42,7 @@ def open_pool(
             f"unknown feature {', '.join(unknown)} of a pool: choose from {', '.join(POOL_FEATURES)}"
         )
     if policies is None:
-        on = {"colocation", *features}
-        policies = [*(policy() for feature, policy in BUILT_IN.items() if feature in on), *load_policies()]
+        policies = policies_of(features)
     if costs is None or "cost_model" not in features:
         peer = Link(2e-4, 1e9) if len(links) > 1 else None
         return PoolExecutor(links, policies, peer=peer, peer_timeout_s=peer_timeout_s)
@@ -55,3 +54,9 @@ def open_pool(
         peer=costs.peer,
         peer_timeout_s=peer_timeout_s,
     )
+
+
+def policies_of(features: Collection[str]) -> list[Policy]:
+    """The built-in policies of these features, co-location always, and those of installed packages."""
+    on = {"colocation", *features}
+    return [*(policy() for feature, policy in BUILT_IN.items() if feature in on), *load_policies()]

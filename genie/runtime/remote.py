@@ -97,7 +97,7 @@ def connect(
         if calibrate and "cost_model" in features and len(links) > 1:
             from genie.cost.pool import pool_costs  # it opens sessions, too
 
-            costs = pool_costs(links, addresses, token, tls_ca=tls_ca)
+            costs = pool_costs(addresses, token, tls_ca=tls_ca)
         return Session(open_pool(links, features=features, policies=policies, costs=costs), replay=replay)
     except BaseException:
         for link in links:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genie.scheduler.batch_rules import rule_for, why_never
+from genie.scheduler.batch_rules import rule_for
 from genie.scheduler.batch_rules.elementwise import is_elementwise, is_inplace
 from genie.scheduler.batch_rules.proof import TRUE, Proof, Refused, refused
 from genie.scheduler.plan import BatchAxes
@@ -45,23 +45,22 @@ def prove(graph: Graph, externals: Sequence[int]) -> BatchAxes | str:
 
 
 def _read(p: Proof, node: Node) -> None:
-    inputs, op, state = node.inputs, node.op, p.state
-    for value, spec in zip(node.outputs, node.specs, strict=True):
+    inputs, outputs, state, shape = node.inputs, node.outputs, p.state, p.shape
+    for value, spec in zip(outputs, node.specs, strict=True):
         if spec is None:
             raise refused(node, "has a shape that depends on data")
-        p.shape[value] = spec.shape
-    never = why_never(op)
+        shape[value] = spec.shape
+    apply, always, keeps_counters, never = rule_for(node.op)
     if never:
         raise refused(node, never)
-    if node.is_view and node.outputs:
+    if node.is_view:
         root = p.root.get(inputs[0], inputs[0])
-        for value in node.outputs:
+        for value in outputs:
             p.root[value] = root
-    rule = rule_for(op)
     if p.mixed and not p.mixed.keys().isdisjoint(inputs):
         _mix(p, node)
         return
-    if p.counters and not (rule is not None and rule.keeps_counters):
+    if p.counters and not keeps_counters and not p.counters.isdisjoint(inputs):
         p.all_whole(node, [v for v in inputs if v in p.counters], "computes with the numbers of rows")
     for value in inputs:
         if value in state:
@@ -71,13 +70,13 @@ def _read(p: Proof, node: Node) -> None:
         touched = False
     if node.writes:
         _check_writes(p, node, touched)
-    if rule is None:
+    if apply is None:
         if touched:
             p.all_whole(node, inputs, "has no rule")
-    elif touched or rule.always:
-        rule.apply(p, node)
+    elif touched or always:
+        apply(p, node)
         if p.mixed and node.leaves:
-            for value in node.outputs:
+            for value in outputs:
                 if value in p.mixed:
                     raise Refused(p.mixed[value])
 
@@ -109,20 +108,22 @@ def _check_writes(p: Proof, node: Node, touched: bool) -> None:
 
 
 def _result(p: Proof) -> BatchAxes:
-    true = [False] * p.variables
-    for variable in range(p.variables):
-        true[variable] = p.find(variable) == TRUE
+    true, shape = [p.find(variable) == TRUE for variable in range(p.variables)], p.shape
     known: dict[tuple[int, int], Axis] = {}
     axes: dict[int, Axis] = {}
     for value, tags in p.state.items():
         for variable, dim in tags:
             if not true[variable]:
                 continue
-            inner, rest = divmod(p.shape[value][dim], p.size)
-            if rest or not inner or value in axes:
-                node = p.graph.wiring.producer[value]
-                raise refused(node, "has the batch in two dimensions of one result")
-            axes[value] = known.get((dim, inner)) or known.setdefault((dim, inner), Axis(dim, inner))
+            n = shape[value][dim]
+            axis = known.get((dim, n))
+            if axis is None:
+                if n % p.size or not n:
+                    raise refused(p.graph.wiring.producer[value], f"makes {n} rows of a batch of {p.size}")
+                axis = known[dim, n] = Axis(dim, n // p.size)
+            if value in axes:
+                raise refused(p.graph.wiring.producer[value], "has the batch in two dimensions of one result")
+            axes[value] = axis
     counters = p.counters & axes.keys()
     for value in counters:
         node = p.graph.wiring.producer[value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from genie.scheduler.placing import settled
+from genie.scheduler.placing import proposal, settled
 from genie.scheduler.plan import BatchSplit, Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.where import Shard
@@ -42,13 +42,13 @@ def batch_splits(problem: Problem, policy: str) -> list[Placement | Declined]:
             for server, count in zip(chosen, rows, strict=True):
                 shards.append(Shard(server, at, at + count))
                 at += count
-            servers = settled(problem, [tuple(chosen)] * len(problem.graph.nodes))
+            servers = settled(problem, [tuple(chosen)] * len(problem.graph.nodes), batch.axes)
             shares = " + ".join(map(str, rows))
             proposals.append(
-                Placement(
+                proposal(problem, Placement(
                     policy, servers, f"batch of {batch.size} as {shares} rows on servers {chosen}",
                     BatchSplit(batch, tuple(shards)), f"{k} shards",
-                )
+                ))
             )  # fmt: skip
         return proposals
     return refused

@@ -52,7 +52,8 @@ def _ranges(problem: Problem, plan: Plan) -> list[str]:
         first, last = nodes[start], nodes[i - 1]
         where = ", ".join(map(str, servers[start]))
         where = f"server {where}" if len(servers[start]) == 1 else f"servers {where}"
-        line = f"  {first.number}-{last.number}: {_part_text(nodes[start:i])}{_modules(nodes[start:i])} on {where}"
+        part = nodes[start:i]
+        line = f"  {first.number}-{last.number}: {_part_text(part)}{_modules(part)} on {where}"
         if plan.predicted_s is not None:
             seconds = max(_seconds(problem, plan, s, start, i) for s in servers[start])
             line += f", {seconds * 1e3:.2f} ms"

@@ -17,10 +17,10 @@ CHEAP_BYTES = 4 << 20
 
 
 class Flow:
-    """Of each instruction: ``inputs`` (without repetition), ``outputs``, ``is_view``. ``made``: the instruction
-    that makes a value, -1 for an external. ``last_write``: of a value that owns memory (`Wiring.root`), the
-    last instruction that writes to it or to a view of it; only what is written has one. ``weights``: external
-    values.
+    """Of each instruction: ``inputs`` (without repetition), ``outputs``, ``is_view``. ``made``: the
+    instruction that makes a value, -1 for an external. ``last_write``: of a value that owns memory
+    (`Wiring.root`), the last instruction that writes to it or to a view of it; only what is written has
+    one. ``weights``: external values.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -58,9 +58,11 @@ class Flow:
                     found[v] = [number]
         return found
 
-    def ready(self, value: int) -> int:
-        """The instruction after which ``value`` has its final content; -1 for an unwritten external."""
-        return max(self.made[value], self.last_write.get(self.root[value], -1))
+    def ready(self, value: int, before: int) -> int:
+        """The instruction after which ``value`` may be sent to where ``before`` reads it; -1: at once. That
+        reader may itself be among those that write to it: then it gets what the window began with."""
+        last = self.last_write.get(self.root[value], -1)
+        return max(self.made[value], last) if last < before else self.made[value]
 
     @cached_property
     def last_touch(self) -> dict[int, int]:
@@ -126,7 +128,7 @@ class Flow:
         found: set[int] = {-1}
         made = self.made
         for number, inputs in enumerate(self.inputs):
-            if all([made[v] in found for v in inputs]) and self.cheap(self.graph.nodes[number]):
+            if all(made[v] in found for v in inputs) and self.cheap(self.graph.nodes[number]):
                 found.add(number)
         return frozenset(found - {-1})
 

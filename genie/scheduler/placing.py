@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
+from genie.errors import PlanError
+from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
+from genie.scheduler.validate import validate
 
 Servers = tuple[int, ...]
 
 
-def settled(problem: Problem, wish: Sequence[Servers]) -> tuple[Servers, ...]:
+def settled(
+    problem: Problem, wish: Sequence[Servers], axes: Container[int] = frozenset()
+) -> tuple[Servers, ...]:
     """``wish`` with what is not free put in its place: random ops on the home server; instructions that
     share memory which is written to together, where that memory is; views that outlive the window where
-    their base is. Shards stay shards where the memory is sharded too.
+    their base is. Values in ``axes`` have the batch of a split. A window whose constraints contradict each
+    other stays invalid: see `proposal`.
     """
     flow, home = problem.flow, (problem.cluster.home,)
     servers = list(wish)
@@ -28,16 +34,16 @@ def settled(problem: Problem, wish: Sequence[Servers]) -> tuple[Servers, ...]:
             servers[i] = target
     for root in flow.last_write:
         if root < 0:
-            _settle_external(problem, root, servers)
+            _settle_external(problem, root, servers, root in axes)
     _settle_views(problem, servers)
     return tuple(servers)
 
 
-def _settle_external(problem: Problem, root: int, servers: list[Servers]) -> None:
+def _settle_external(problem: Problem, root: int, servers: list[Servers], batched: bool) -> None:
     flow = problem.flow
     last = flow.last_write[root]
     where = problem.where.get(root)
-    target = servers[last]
+    target = servers[last] if batched else servers[last][:1]
     if where is not None and not where.on_client:
         fixed = root not in problem.movable
         if where.shards:
@@ -95,6 +101,15 @@ def completed(problem: Problem, wish: Sequence[Servers | None]) -> list[Servers]
         elif servers[number] is None:
             servers[number] = (min(found),) if found else (problem.cluster.home,)
     return [s or (problem.cluster.home,) for s in servers]
+
+
+def proposal(problem: Problem, placement: Placement) -> Placement | Declined:
+    """``placement``, or that it cannot be: a window may hold state on two servers that must be on one."""
+    try:
+        validate(problem, placement)
+    except PlanError as error:
+        return Declined(placement.policy, str(error), placement.label)
+    return placement
 
 
 def missing_bytes(problem: Problem, weights: Sequence[int], server: int) -> int:

@@ -88,12 +88,14 @@ def _rows(
         return
     nbytes = problem.flow.nbytes[v] * shard.rows // size
     source = here.servers[0] if here.servers else CLIENT
-    found.append(Transfer(v, source, shard.server, nbytes, before, "scatter", after=problem.flow.ready(v)))
+    found.append(
+        Transfer(v, source, shard.server, nbytes, before, "scatter", after=problem.flow.ready(v, before))
+    )
 
 
 def _whole(problem: Problem, v: int, here: Where, server: int, before: int, found: list[Transfer]) -> None:
     flow = problem.flow
-    nbytes, after = flow.nbytes[v], flow.ready(v)
+    nbytes, after = flow.nbytes[v], flow.ready(v, before)
     if here.shards:
         size = here.shards[-1].stop
         for shard in here.shards:

@@ -11,8 +11,8 @@ _SOFTMAX = frozenset({"softmax", "_softmax"})
 _MATMULS = frozenset({"matmul", "bmm", "baddbmm"})
 #: between the scores and their softmax, and between that and the values
 _ON_SCORES = frozenset({
-    "add", "add_", "sub", "mul", "mul_", "div", "div_", "masked_fill", "masked_fill_", "where", "_to_copy", "clone",
-    "native_dropout", "dropout", "nan_to_num",
+    "add", "add_", "sub", "mul", "mul_", "div", "div_", "masked_fill", "masked_fill_", "where", "_to_copy",
+    "clone", "native_dropout", "dropout", "nan_to_num",
 })  # fmt: skip
 _COMPARISONS = frozenset({"le", "lt", "ge", "gt", "tril", "triu", "tril_", "triu_"})
 

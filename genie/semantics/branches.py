@@ -30,7 +30,7 @@ _FUSED = -1
 
 
 class _Towers:
-    """Disjoint sets of instructions, with how many ops of real arithmetic and how many seconds are in each."""
+    """Disjoint sets of instructions, with the ops of real arithmetic and the seconds in each."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []
@@ -86,9 +86,7 @@ def recognize(graph: Graph) -> None:
             node.branch = number.setdefault(tower, len(number))
 
 
-def _towers(
-    graph: Graph, seconds: list[float], arithmetic: set[int]
-) -> tuple[_Towers, list[int | None]]:
+def _towers(graph: Graph, seconds: list[float], arithmetic: set[int]) -> tuple[_Towers, list[int | None]]:
     """The tower of each instruction: None upstream of all of them, _FUSED downstream of a fusion."""
     towers = _Towers()
     find = towers.find

@@ -1,4 +1,4 @@
-"""What `genie.annotate_phase` says, over what all others have found: it wins, and a contradiction is noted."""
+"""What `genie.annotate_phase` says, over what all others have found: a contradiction is noted."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ def recognize(graph: Graph) -> None:
         return
     contradicted: Counter[tuple[str, Phase, Phase]] = Counter()
 
-    def say(start: int, stop: int, hints: dict[str | None, tuple[str, Phase] | None] | tuple[str, Phase]) -> None:
-        for node in graph.nodes[start:stop]:
-            hint = hints if isinstance(hints, tuple) else hints[node.module]
-            if hint is not None:
-                evidence = found[node.number]
-                if evidence is not Phase.UNKNOWN and evidence is not hint[1]:
-                    contradicted[(*hint, evidence)] += 1
-                node.phase = hint[1]
-
-    found = [node.phase for node in graph.nodes]
-    if modules:
-        say(0, len(found), {m: _innermost(modules, m) for m in {n.module for n in graph.nodes}})
+    said: list[tuple[str, Phase] | None]
+    by_module = {m: _innermost(modules, m) for m in {n.module for n in graph.nodes}}
+    said = [by_module[n.module] for n in graph.nodes]
     for start, stop, phase in graph.blocks:
-        say(start, stop, ("a block", phase))
+        said[start:stop] = [("a block", phase)] * (stop - start)
+    for node, hint in zip(graph.nodes, said, strict=True):
+        if hint is not None:
+            if node.phase is not Phase.UNKNOWN and node.phase is not hint[1]:
+                contradicted[(*hint, node.phase)] += 1
+            node.phase = hint[1]
     for (where, phase, evidence), count in contradicted.items():
         graph.notes.append(
             f"annotate_phase says {phase.value} of {where}, though {count} ops there are "

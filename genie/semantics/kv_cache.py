@@ -127,7 +127,9 @@ def _written(graph: Graph, node: Node) -> Growth | None:
     spec, new_spec = wiring.spec[target], wiring.spec[new]
     root = wiring.root[target]
     root_spec = wiring.spec[root]
-    if not _looks_cached(root_spec) or spec is None or new_spec is None or not _is_state(graph, root, written=True):
+    if not _looks_cached(root_spec) or spec is None or new_spec is None:
+        return None
+    if not _is_state(graph, root, written=True):
         return None
     if node.name == "index_copy_":
         dim = node.literals[0] % len(spec.shape)

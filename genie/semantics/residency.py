@@ -1,4 +1,4 @@
-"""Residency of all that is neither weight nor KV cache: a module's other buffers, else from lifetime alone."""
+"""Residency of all that is neither weight nor KV cache: buffers, and the rest by lifetime alone."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Graph(msgspec.Struct, dict=True):
     nodes: list[Node]
     edges: list[Edge]
     digest: bytes
-    blocks: list[tuple[int, int, Phase]] = []  # instructions [start, stop) in an annotated block, innermost last
+    blocks: list[tuple[int, int, Phase]] = []  # annotated: instructions [start, stop), innermost last
     notes: list[str] = []  # what a reader should know, as where a hint contradicts the evidence
     format: int = FORMAT
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from genie.errors import ProtocolError
+from genie.wire.backlog import Backlog
 from genie.wire.buffers import new_payload
 from genie.wire.messages import PROTOCOL_VERSION
 
@@ -83,14 +84,34 @@ class Channel(Generic[M]):
         self._start = self._end = 0  # bytes received but not consumed yet
         self._received = 0
         self._scratch: memoryview | None = None
-        self.bytes_out = 0
+        self._sent = 0
+        self._backlog: Backlog | None = None
         self.frame_start = 0  # bytes_in before the frame that `receive` returned last
 
     @property
     def bytes_in(self) -> int:
         return self._received - (self._end - self._start)
 
+    @property
+    def bytes_out(self) -> int:
+        return self._sent if self._backlog is None else self._backlog.sent
+
+    @property
+    def bytes_accepted(self) -> int:
+        """``bytes_out``, and what waits in the backlog."""
+        return self._sent if self._backlog is None else self._backlog.accepted
+
     # -- sending -----------------------------------------------------------------------------
+
+    def send_later(self, limit: int) -> None:
+        """From now on `send` does not wait for the peer: up to ``limit`` bytes are copied and sent by a
+        thread. Under TLS it goes on as before, for an SSL object serves one thread at a time."""
+        if not self._tls:
+            self._backlog = Backlog(self._sock, limit, self._sent)
+
+    def settle(self, drain: Callable[[], None] | None = None, timeout_s: float | None = None) -> bool:
+        """Waits until all that was sent is with the socket; see `Backlog.settle`."""
+        return self._backlog is None or self._backlog.settle(drain, timeout_s)
 
     def send(
         self, message: Any, buffers: Sequence[Buffer] = (), drain: Callable[[], None] | None = None
@@ -106,8 +127,11 @@ class Channel(Generic[M]):
             )
         if not buffers:
             PRELUDE.pack_into(out, 0, MAGIC, PROTOCOL_VERSION, 0, header, 0)
-            sent = self._sock.send(out) if drain is None else 0
-            self.bytes_out += sent
+            if self._backlog is not None:
+                sent = self._backlog.send_now(out)
+            else:
+                sent = self._sock.send(out) if drain is None else 0
+                self._sent += sent
             if sent != len(out):
                 self._send_pieces([memoryview(out)[sent:]], drain)
             return
@@ -127,10 +151,13 @@ class Channel(Generic[M]):
 
     def _send_pieces(self, pieces: list[memoryview], drain: Callable[[], None] | None) -> None:
         try:
+            if self._backlog is not None:
+                self._backlog.send(pieces, drain)
+                return
             if isinstance(self._sock, ssl.SSLSocket):
                 for piece in pieces:
                     self._sock.sendall(piece)
-                    self.bytes_out += len(piece)
+                    self._sent += len(piece)
                 return
             flags = 0 if drain is None else socket.MSG_DONTWAIT
             first = 0
@@ -145,7 +172,7 @@ class Channel(Generic[M]):
                     sent = self._sock.sendmsg(pieces[first : first + _IOV_MAX], (), flags)
                 except BlockingIOError:
                     continue
-                self.bytes_out += sent
+                self._sent += sent
                 while first < len(pieces) and sent >= len(pieces[first]):
                     sent -= len(pieces[first])
                     first += 1
@@ -271,6 +298,8 @@ class Channel(Generic[M]):
             continue
 
     def close(self) -> None:
+        if self._backlog is not None:
+            self._backlog.close()
         self._sock.close()
 
 

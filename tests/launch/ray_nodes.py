@@ -28,7 +28,8 @@ def main() -> None:
     folder = os.path.join(os.environ["RAY_TMPDIR"], "ray")
     os.makedirs(folder)
     common = {
-        "num_cpus": args.cpus, "object_store_memory": 100 << 20, "include_dashboard": False, "temp_dir": folder
+        "num_cpus": args.cpus, "object_store_memory": 100 << 20, "include_dashboard": False,
+        "temp_dir": folder,
     }  # fmt: skip
     cluster = Cluster()
     try:

@@ -117,11 +117,11 @@ def check_parts(case: Caught, inputs: Sequence[Tensor], splits: Sequence[Sequenc
                 for rows, part in zip(split, parts, strict=True):
                     assert part[value].shape[axis.dim] == rows * axis.inner, where
                 joined = torch.cat([part[value] for part in parts], axis.dim)
-                torch.testing.assert_close(joined, expected, equal_nan=True, rtol=1e-4, atol=1e-5, msg=message)
+                torch.testing.assert_close(
+                    joined, expected, equal_nan=True, rtol=1e-4, atol=1e-5, msg=message
+                )
     return axes
 
 
 def replace_kept(body, kept: bytes):  # type: ignore[no-untyped-def]
     return msgspec.structs.replace(body, kept=kept, names=b"")
-
-

@@ -89,13 +89,17 @@ def test_a_forward_without_cache_is_a_prefill() -> None:
     assert set(phases(graph)) == {Phase.PREFILL} and not growths(graph)
 
 
-def test_t5_decodes_against_both_caches_and_its_encoder_stays_unknown() -> None:
+def test_t5_decodes_against_both_caches_after_its_encoder_has_filled_one() -> None:
     ids = torch.ones(1, 7).long()
     first, *rest = graphs_of(
         lambda: models.t5().to("genie").generate(ids.to("genie"), max_new_tokens=3, do_sample=False).cpu()
     )
-    assert set(phases(first)) == {Phase.UNKNOWN, Phase.DECODE}
+    # The keys and values of the encoded text, in both layers, are a prefill.
+    assert set(phases(first)) == {Phase.TEXT_ENCODE, Phase.PREFILL, Phase.DECODE}
+    assert phases(first)[Phase.PREFILL] == 4
     assert all(set(phases(g)) == {Phase.DECODE} for g in rest)
+    for step in rest:  # of each layer: two that grow, two that are only read
+        assert sum(e.residency is KV for e in step.externals) == 2 * 4
 
 
 def test_parameters_and_running_statistics_are_persistent_and_other_inputs_are_not() -> None:
@@ -144,14 +148,14 @@ def test_clip_has_a_vision_tower_and_a_text_tower_that_meet() -> None:
     embeddings = Counter(n.modality for n in graph.nodes if n.name == "embedding")
     assert embeddings == {Modality.VISION: 1, Modality.TEXT: 2}  # one holds the positions of patches
     assert [n for n in graph.nodes if n.leaves][-1].modality is Modality.MULTIMODAL
-    assert {n.phase for n in graph.nodes if n.modality is Modality.TEXT} == {Phase.UNKNOWN}
+    assert {n.phase for n in graph.nodes if n.modality is Modality.TEXT} == {Phase.TEXT_ENCODE}
     encoded = {n.phase for n in graph.nodes if n.modality is Modality.VISION and n.name in COMPUTE}
     assert encoded == {Phase.VISION_ENCODE}
 
 
-def test_bert_is_text_of_no_known_phase() -> None:
+def test_bert_encodes_text() -> None:
     graph = largest(lambda: models.bert().to("genie")(torch.ones(2, 9).long().to("genie"))[0].cpu())
-    assert set(phases(graph)) == {Phase.UNKNOWN}
+    assert set(phases(graph)) == {Phase.TEXT_ENCODE}
     assert {n.modality for n in graph.nodes if n.name in COMPUTE} == {Modality.TEXT}
 
 

@@ -32,6 +32,17 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """How the windows of a request were scheduled, and what they were predicted and measured to take."""
+
+    policies: tuple[tuple[str, int], ...]  # what was followed, and in how many windows
+    why: str
+    windows: int
+    predicted_ms: float | None
+    measured_ms: float
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the report reads of a `CellResult`. Times per request; None where a figure does not apply.
 
@@ -67,6 +78,7 @@ class Facts:
     link: Mapping[str, float | None] | None
     link_case: str
     fingerprint: Mapping[str, Any]
+    plan: Planned | None
 
     @property
     def is_beside(self) -> bool:
@@ -127,12 +139,29 @@ def read_facts(cell: CellResult, path: Path) -> Facts:
             link=None if link is None else {name: _number(link.get(name)) for name in LINK_FIGURES},
             link_case="" if link is None else str(link.get("case") or ""),
             fingerprint=fingerprint,
+            plan=_plan(info.get("plan")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
             f"{path}: {cell.name} cannot be read ({type(error).__name__}: {error}): the file is damaged; "
             "run the suite again"
         ) from None
+
+
+def _plan(stored: Any) -> Planned | None:
+    if stored is None:
+        return None
+    followed = [
+        (" ".join(filter(None, (str(p["policy"]), str(p["label"])))), int(p["windows"]))
+        for p in stored["policies"]
+    ]
+    return Planned(
+        tuple(followed),
+        "; ".join(dict.fromkeys(str(p["why"]) for p in stored["policies"])),
+        int(stored["windows"]),
+        _number(stored["predicted_ms"]),
+        _positive(stored["measured_ms"]),
+    )
 
 
 def case_ratio(one: Facts, other: Facts) -> float | None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from genie.bench.ceiling import ceiling_line
-from genie.bench.report import cells, numbers, sections, tables
+from genie.bench.report import cells, numbers, plans, sections, tables
 from genie.bench.report.cells import CellView
 from genie.bench.report.facts import BESIDE, PHASES, Facts
 from genie.bench.report.quantiles import CONFIDENCE, PERCENTILES, samples_needed
@@ -57,6 +57,7 @@ class SeriesView:
     wire: Table
     tokens: Table | None
     phases: Table
+    plans: Table | None
     ablations: Table | None
     held_against: Table | None
     cases: list[Table]
@@ -151,6 +152,7 @@ def _series(series: Series) -> SeriesView:
         wire=sections.wire(series),
         tokens=sections.tokens(series),
         phases=sections.phases(series),
+        plans=plans.plans(series),
         ablations=sections.ablations(series),
         held_against=sections.held_against(series),
         cases=sections.cases(series),

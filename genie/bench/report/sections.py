@@ -87,7 +87,7 @@ def history(series: Series, anchors: dict[str, str]) -> Table | None:
         "Median by run, oldest to newest; each line has its own scale. The cells below have the axes, the "
         "quartiles and the commits.",
         ["cell", "medians", "runs", "oldest", "newest", "since oldest", "since previous"],
-        _grouped(series.newest, row),
+        grouped(series.newest, row),
         sortable=True,
     )
 
@@ -140,7 +140,7 @@ def tokens(series: Series) -> Table | None:
             tables.text(marks.observed_at),
         ]
 
-    groups = _grouped(series.newest, row)
+    groups = grouped(series.newest, row)
     if not groups:
         return None
     return Table(
@@ -349,12 +349,13 @@ def costs(series: Series) -> Table:
         f"costs-{series.number}",
         "One-off costs before the first timed request, and CPU time of all threads per request.",
         ["cell", *SETUP, "CPU client", "CPU server", "median"],
-        _grouped(series.newest, row),
+        grouped(series.newest, row),
         sortable=True,
     )
 
 
-def _grouped(run: Run, row: Callable[[Facts], list[Td] | None]) -> list[tuple[str, list[list[Td]]]]:
+def grouped(run: Run, row: Callable[[Facts], list[Td] | None]) -> list[tuple[str, list[list[Td]]]]:
+    """A table's groups: one for each workload that has rows."""
     groups = [(group, [one for facts in cells if (one := row(facts))]) for group, cells in by_workload(run)]
     return [(group, rows) for group, rows in groups if rows]
 

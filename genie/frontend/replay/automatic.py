@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from genie.errors import StaleGraphError
+from genie.frontend import names
 from genie.frontend.recorder import Recorder
 from genie.frontend.tensor import LazyTensor
 
@@ -210,6 +211,7 @@ def _outermost(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     replay = _modules.get(self)
     if replay is None:
         replay = _modules[self] = ModuleReplay(self)
+        names.remember(self)  # it may have been made on the device, and never moved
     _thread.inside = True
     try:
         return replay.run(self, recorder, args, kwargs)

@@ -13,11 +13,13 @@ from genie.srg.graph import Node, base_name
 
 
 class Rule(NamedTuple):
-    """``always``: it also applies where no input has the batch. ``keeps_counters``: see `Proof`."""
+    """``apply``: None where there is no rule. ``always``: it also applies where no input has the batch.
+    ``keeps_counters``: see `Proof`. ``never``: why no graph with this op can be split, whatever it reads."""
 
-    apply: Callable[[Proof, Node], None]
+    apply: Callable[[Proof, Node], None] | None
     always: bool = False
     keeps_counters: bool = False
+    never: str = ""
 
 
 #: draw from the random state, or change it
@@ -94,11 +96,15 @@ _INPLACE = frozenset(
 
 
 @cache
-def rule_for(op: str) -> Rule | None:
-    """The rule of ``aten::name.overload``; None where there is none."""
+def rule_for(op: str) -> Rule:
+    """The rule of ``aten::name.overload``."""
     name = base_name(op)
+    if name in RANDOM or (name.endswith("_") and name[:-1] in RANDOM):
+        return Rule(None, never="draws random numbers")
+    if name in RESHAPES_IN_PLACE:
+        return Rule(None, never="changes the shape of a value in place")
     if not op.startswith("aten::"):
-        return None
+        return Rule(None)
     plain = name[:-1] if name.endswith("_") and name[:-1] in _INPLACE else name
     if plain in _CREATING:
         return Rule(_CREATING[plain], True, plain in ("expand", "expand_copy", "broadcast_to", "arange"))
@@ -108,13 +114,4 @@ def rule_for(op: str) -> Rule | None:
         return Rule(_ORDINARY[plain], False, name in ("index", "_unsafe_index", "index_put", "index_put_"))
     if each.is_elementwise(name):
         return Rule(each.elementwise, False, name in each.KEEP_COUNTERS)
-    return None
-
-
-@cache
-def why_never(op: str) -> str:
-    """Why no graph with this op can be split, whatever its inputs; "" for most."""
-    name = base_name(op)
-    if name in RANDOM or (name.endswith("_") and name[:-1] in RANDOM):
-        return "draws random numbers"
-    return "changes the shape of a value in place" if name in RESHAPES_IN_PLACE else ""
+    return Rule(None)

@@ -27,7 +27,6 @@ NAMES = frozenset("""
 #: the number of a row stays what it is
 KEEP_COUNTERS = frozenset({"_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh", "to"})
 _INPLACE_DUNDERS = {"__iand__", "__ilshift__", "__ior__", "__irshift__", "__ixor__"}
-_OUT = "meets the batch with a value that has all its rows"
 
 
 def elementwise(p: Proof, node: Node) -> None:
@@ -46,15 +45,23 @@ def elementwise(p: Proof, node: Node) -> None:
         a, b = inputs
         one, two = p.state.get(a), p.state.get(b)
         if one is None or two is None:  # the common case: the batch, and something that has none
-            tagged, tags, other = (a, one, b) if two is None else (b, two, a)
-            if tags is not None and len(tags) == 1 and tags[0][0] == TRUE:
-                dim = tags[0][1] - len(shape[tagged])
+            tagged, known, other = (a, one, b) if two is None else (b, two, a)
+            if known is not None and len(known) == 1 and known[0][0] == TRUE:
+                dim = known[0][1] - len(shape[tagged])
                 s = shape[other]
                 if (len(s) < -dim or s[dim] == 1) and (outputs or tagged == a):
-                    result = tags if len(shape[tagged]) == rank else ((TRUE, dim + rank),)
+                    result = known if len(shape[tagged]) == rank else ((TRUE, dim + rank),)
                     for value in outputs:
                         p.state[value] = result
                     return
+        elif (
+            len(one) == len(two) == 1
+            and one[0][0] == two[0][0] == TRUE
+            and one[0][1] - len(shape[a]) == two[0][1] - len(shape[b]) == one[0][1] - rank
+        ):
+            for value in outputs:
+                p.state[value] = one
+            return
     tags = p.join(node, [(v, range(rank - len(shape[v]), rank)) for v in inputs], "")
     if outputs:
         for value in outputs:

@@ -79,7 +79,7 @@ def _places(p: Proof, node: Node) -> tuple[list[int | None], int]:
     slot = p.slot(node, 1, "indices")
     if slot is None:
         return [], 0
-    present = [1] * slot.width if slot.kind == "tl" else list(slot.payload)  # type: ignore[call-overload]
+    present = [1] * slot.width if slot.kind == "tl" else list(slot.payload)
     values = iter(node.inputs[slot.tensor : slot.tensor + slot.width])
     return [next(values) if one else None for one in present], slot.width
 

@@ -13,12 +13,13 @@ dimension. All rows have the same number of elements, so a dimension of n elemen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from genie.srg.graph import Graph, Node
 
 TRUE, FALSE = 0, 1
 
+_LISTS = ("il", "fl", "tl")
 Tags = tuple[tuple[int, int], ...]
 
 
@@ -30,7 +31,7 @@ class Slot(NamedTuple):
     """An argument of an instruction: its pattern (see `OpDef`), and where what fills it begins."""
 
     kind: str
-    payload: object
+    payload: Any
     literal: int
     float: int
     tensor: int
@@ -154,9 +155,24 @@ class Proof:
         ``operands``: values with the result's dimension for each of theirs, or -1 for a dimension that
         the instruction needs whole (``why``). ``broadcast``: one of size 1 goes with any.
         """
+        with_tags = [k for k, (value, _) in enumerate(operands) if value in self.state]
+        if len(with_tags) == 1:  # the common case: one operand has the batch
+            value, labels = operands[with_tags[0]]
+            tags = self.state[value]
+            if len(tags) == 1 and tags[0][0] == TRUE:
+                label = labels[tags[0][1]]
+                if label < 0:
+                    raise refused(node, why)
+                if not any(
+                    label in others and (not broadcast or self.shape[v][others.index(label)] != 1)
+                    for v, others in operands
+                    if v != value
+                ):
+                    return ((TRUE, label),)
         found: dict[int, int] = {}
         sizes: dict[int, int] = {}
         tagged: set[tuple[int, int]] = set()
+        counts = [0] * len(operands)
         for k, (value, labels) in enumerate(operands):
             for variable, dim in self.tags(value):
                 label = labels[dim]
@@ -168,11 +184,15 @@ class Proof:
                     self.whole(variable, node, f"meets {n} with {sizes[label]} rows of the batch")
                     continue
                 known = found.get(label)
-                found[label] = variable if known is None else self.unite(known, variable, node)
+                if known != variable:
+                    found[label] = variable if known is None else self.unite(known, variable, node)
                 tagged.add((k, dim))
+                counts[k] += 1
         if not found:
             return ()
         for k, (value, labels) in enumerate(operands):
+            if counts[k] == len(found):
+                continue  # it has all of these dimensions, and the batch along each
             shape = self.shape[value]
             for dim, label in enumerate(labels):
                 if label in found and (k, dim) not in tagged and (shape[dim] != 1 or not broadcast):
@@ -216,21 +236,16 @@ def refused(node: Node, why: str) -> Refused:
 
 
 def _slots(node: Node) -> tuple[list[Slot], dict[str, Slot]]:
-    literal = number = tensor = 0
+    literal = number = tensor = width = 0
     slots: list[Slot] = []
     for pattern in (*node.args, *node.kwargs.values()):
-        kind, payload = pattern[0], pattern[1] if len(pattern) > 1 else None
+        kind: str = pattern[0]
+        payload: Any = pattern[1] if len(pattern) > 1 else None
         at = literal, number, tensor
-        width = 0
-        if kind in ("i", "il"):
-            width = 1 if kind == "i" else payload
-            literal += width
-        elif kind in ("f", "fl"):
-            width = 1 if kind == "f" else payload
-            number += width
-        elif kind in ("t", "tl", "ol"):
-            width = 1 if kind == "t" else payload if kind == "tl" else sum(payload)
-            tensor += width
+        width = 1 if kind in ("i", "f", "t") else sum(payload) if kind == "ol" else payload if kind in _LISTS else 0
+        literal += width if kind in ("i", "il") else 0
+        number += width if kind in ("f", "fl") else 0
+        tensor += width if kind in ("t", "tl", "ol") else 0
         slots.append(Slot(kind, payload, *at, width))
     positional = slots[: len(node.args)]
     return positional, dict(zip(node.kwargs, slots[len(node.args) :], strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genie.scheduler.placing import Servers, completed, missing_bytes, settled
+from genie.scheduler.placing import Servers, completed, missing_bytes, proposal, settled
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.towers import longest_first, towers
@@ -39,7 +39,7 @@ class Branches:
         if len(set(dealt)) < 2:
             return [Declined(self.name, f"all towers are done first on one server: {parts}")]
         servers = settled(problem, completed(problem, wish))
-        return [Placement(self.name, servers, parts, label=f"{len(found)} towers")]
+        return [proposal(problem, Placement(self.name, servers, parts, label=f"{len(found)} towers"))]
 
 
 def _name(problem: Problem, tower: list[int]) -> str:

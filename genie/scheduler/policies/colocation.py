@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genie.scheduler.placing import megabytes, missing_bytes, settled
+from genie.scheduler.placing import megabytes, missing_bytes, proposal, settled
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
 
@@ -26,7 +26,11 @@ class Colocation:
         else:
             server, why = _least_loaded(problem)
         servers = settled(problem, [(server,)] * len(problem.graph.nodes))
-        return [Placement(self.name, servers, f"server {server}: {why}", label=f"server {server}")]
+        return [
+            proposal(
+                problem, Placement(self.name, servers, f"server {server}: {why}", label=f"server {server}")
+            )
+        ]
 
 
 def _state(problem: Problem) -> dict[int, int]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from genie.scheduler.batch_split import batch_splits
 from genie.scheduler.cutting import stages
-from genie.scheduler.placing import Servers, completed, free_bytes, missing_bytes, settled
+from genie.scheduler.placing import Servers, completed, free_bytes, missing_bytes, proposal, settled
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.towers import longest_first, stream
@@ -60,7 +60,7 @@ class Pipelining:
         counts = ", ".join(f"{dealt.count(d.index)} on server {d.index}" for d in devices)
         servers = settled(problem, completed(problem, wish))
         why = f"{len(elements)} elements of the stream: {counts}"
-        return [Placement(self.name, servers, why, label="elements dealt")]
+        return [proposal(problem, Placement(self.name, servers, why, label="elements dealt"))]
 
     def _staged(
         self, problem: Problem, chains: list[list[int]], reserve: int, *, fit: bool
@@ -84,9 +84,8 @@ class Pipelining:
                     for i in chain[start:stop]:
                         wish[i] = (server,)
             servers = settled(problem, completed(problem, wish))
-            proposals.append(
-                Placement(self.name, servers, _stages_text(problem, chains, chosen, cuts), label=label)
-            )
+            text = _stages_text(problem, chains, chosen, cuts)
+            proposals.append(proposal(problem, Placement(self.name, servers, text, label=label)))
         return proposals
 
     def _where_weights_are(self, problem: Problem) -> list[Placement | Declined]:
@@ -107,7 +106,7 @@ class Pipelining:
             wish.append(here)
         servers = settled(problem, completed(problem, wish))
         why = "the weights fit on no one server: each instruction is where its weights are"
-        return [Placement(self.name, servers, why, label="stages as they are")]
+        return [proposal(problem, Placement(self.name, servers, why, label="stages as they are"))]
 
 
 def _stages_text(problem: Problem, chains: list[list[int]], servers: list[int], cuts: list[int]) -> str:

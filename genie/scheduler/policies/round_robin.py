@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from genie.scheduler.placing import settled
+from genie.scheduler.placing import proposal, settled
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
 
@@ -21,4 +21,4 @@ class RoundRobin:
         wish: list[tuple[int, ...]] = []
         for k, (start, stop) in enumerate(pairwise(bounds)):
             wish += [((problem.turn + k) % count,)] * (stop - start)
-        return [Placement(self.name, settled(problem, wish), "calls take turns")]
+        return [proposal(problem, Placement(self.name, settled(problem, wish), "calls take turns"))]

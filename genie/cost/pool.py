@@ -1,0 +1,55 @@
+"""Everything that the scheduler predicts a pool with: its devices, and the links between all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from genie.cost.calibrate import Progress, load_or_calibrate
+from genie.cost.links import client_link, join, peer_link
+from genie.errors import PeerError
+from genie.runtime.link import ServerLink
+from genie.runtime.open_pool import PoolCosts
+from genie.runtime.remote import open_link
+from genie.scheduler.cluster import Link
+
+logger = logging.getLogger(__name__)
+
+
+def pool_costs(
+    addresses: Sequence[str],
+    token: str | None = None,
+    *,
+    tls_ca: str | None = None,
+    progress: Progress | None = None,
+) -> PoolCosts:
+    """Models of the devices (measured where none is stored: seconds), and measured links (always: a
+    fraction of a second). The slowest of the pairs stands for what is between any two servers.
+
+    Raises ConnectError, AuthError, ConfigError.
+    """
+    models = load_or_calibrate(addresses, token, tls_ca=tls_ca, progress=progress)
+    links: list[ServerLink] = []
+    try:
+        for address in addresses:
+            links.append(open_link(address, token, tls_ca=tls_ca))
+        clients = tuple(client_link(link.connection) for link in links)
+        return PoolCosts(tuple(models), clients, _peer(links))
+    finally:
+        for link in links:
+            link.close()
+
+
+def _peer(links: Sequence[ServerLink]) -> Link | None:
+    if len(links) < 2:
+        return None
+    connections = [link.connection for link in links]
+    try:
+        join(connections)
+        # A ring: each server sends once and receives once.
+        pairs = [(k, (k + 1) % len(links)) for k in range(len(links))]
+        found = [peer_link(connections[a], connections[b], (a, b)) for a, b in pairs]
+    except PeerError as exc:
+        logger.warning("the servers cannot reach each other, so nothing will move between them: %s", exc)
+        return None
+    return Link(max(f.rtt_s for f in found), min(f.bytes_per_s for f in found))

@@ -1,0 +1,148 @@
+"""``--genie-launcher ray``: servers that a real Ray cluster starts, and that are never left behind.
+
+The cluster has as many CPUs as a pool has servers: that the next pool starts shows that the last one's
+actors and placement group are gone.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from genie.baselines.peer_process import ChildProcess, session_members
+from genie.errors import ConfigError, ConnectError, ServerLostError
+from genie.launch.bind import Bind
+from genie.launch.ray_servers import RayServers
+from tests.launch.netns import two_hosts  # noqa: F401  (a fixture)
+from tests.launch.processes import computes, gone, make_certificate, until
+
+REPOSITORY = Path(__file__).parents[2]
+START_S = 110
+pytest.importorskip("ray")
+pytestmark = pytest.mark.timeout(300)
+
+INTERRUPTED = """
+import time
+
+def test_servers(genie_servers):
+    print("PIDS", *genie_servers.pids, flush=True)
+    time.sleep(100)
+"""
+
+
+@contextmanager
+def ray_cluster(cpus, *hosts):
+    # Ray's sockets live below it, and a socket's path may have 107 characters: not under tmp_path.
+    folder = Path(tempfile.mkdtemp(prefix="gray", dir="/tmp"))
+    arguments = ["--cpus", str(cpus), *(f"{host.name}={host.address}" for host in hosts)]
+    environ = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    nodes = ChildProcess("tests.launch.ray_nodes", arguments, folder / "log", environ)
+    try:
+        yield nodes.wait_ready(START_S)["address"]
+    finally:
+        nodes.stop(grace_s=15)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with ray_cluster(2) as found:
+        yield found
+
+
+def test_a_server_that_died_is_told_with_its_log(address, tmp_path):
+    with closing(RayServers(2, "cpu", tmp_path, address=address)) as servers:
+        assert {computes(each, servers.token) for each in servers.require(2)} == servers.pids
+        assert all(each.startswith("127.0.0.1:") for each in servers.addresses)
+        assert [facts.cores for facts in servers.facts(2)] == [1, 1]
+        first, second = (server["pid"] for server in servers._servers)
+        os.kill(first, signal.SIGKILL)
+        # Some moments may pass between the end of its first thread and that of its last.
+        assert until(lambda: lost(servers) is not None)
+        assert re.search(r"(?s)has died.*ready on", str(lost(servers)))
+        assert computes(servers.addresses[1], servers.token) == second
+        driver = servers._driver.pid
+    assert gone([second]) and session_members(driver) == []
+
+
+def lost(servers):
+    try:
+        servers.require(2)
+    except ServerLostError as error:
+        return error
+    return None
+
+
+def test_a_cell_of_the_suite(address, tmp_path):
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "bench_tests", "--benchmark-only", "-q", "-k", "vision"),
+            *("--genie-launcher", "ray", "--genie-ray-address", address, "--genie-servers", "2"),
+            *("--genie-device", "cpu", "--genie-profile", "smoke", "--genie-rounds", "1"),
+            *("--genie-baselines", "local_pytorch,genie_no_semantics", "-p", "no:cacheprovider"),
+            f"--benchmark-json={tmp_path / 'result.json'}",
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    cells = json.loads((tmp_path / "result.json").read_text())["benchmarks"]
+    remote = next(each["extra_info"] for each in cells if each["extra_info"]["baseline"].startswith("genie_"))
+    assert remote["verified"]["ok"] and remote["devices"] == 2
+    assert remote["receipt"]["pid"] > 0
+    assert "ray" not in run.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_server(address, pytester, number):
+    pytester.makepyfile(INTERRUPTED)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-s", "--genie-launcher", "ray", "--genie-device", "cpu"),
+            *("--genie-ray-address", address, "--genie-servers", "1"),
+        ],
+        cwd=pytester.path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        pids = next(map(int, line.split()[1:]) for line in process.stdout if line.startswith("PIDS"))
+        servers = list(pids)
+        process.send_signal(number)
+        assert gone(servers, 40)
+        process.wait(40)
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+def test_a_pool_that_does_not_fit_says_what_there_is(address, tmp_path):
+    with pytest.raises(ConnectError, match=r"3 servers with 1 CPU each.*has 2 CPU"):
+        RayServers(3, "cpu", tmp_path, address=address, start_timeout_s=12)
+
+
+def test_without_a_cluster_the_error_says_how_to_start_one(tmp_path):
+    with pytest.raises(ConnectError, match="ray start --head"):
+        RayServers(1, "cpu", tmp_path, address="127.0.0.1:1")
+    with pytest.raises(ConfigError, match="client protocol is not supported"):
+        RayServers(1, "cpu", tmp_path, address="ray://127.0.0.1:10001")
+
+
+def test_servers_on_two_hosts(two_hosts, tmp_path):  # noqa: F811
+    cert, key = make_certificate(tmp_path, *(f"IP:{host.address}" for host in two_hosts))
+    with ray_cluster(1, *two_hosts) as address, two_hosts[0].entered():
+        with pytest.raises(ConfigError, match=rf"other nodes \({two_hosts[1].address}\).*--genie-insecure"):
+            RayServers(2, "cpu", tmp_path, address=address)
+        with closing(RayServers(2, "cpu", tmp_path, address=address, bind=Bind(cert, key))) as servers:
+            hosts = {each.rpartition(":")[0] for each in servers.addresses}
+            assert hosts == {host.address for host in two_hosts}
+            pids = {computes(each, servers.token, servers.tls_ca) for each in servers.require(2)}
+            assert pids == servers.pids
+    assert gone(pids)
