@@ -88,6 +88,7 @@ class _Remote:
     def run(self, request: Request) -> Response:
         if self._workload is None or self._model is None or self._session is None:
             raise SessionClosedError(f"{self.name} was asked to run before prepare(), or after close()")
+        self._session.activate()  # another baseline's may have been opened since
         self._nonce = secrets.token_hex(8)
         for link in self._links:
             link.begin(self._nonce)
@@ -229,7 +230,7 @@ class GenieFull(_Remote):
 
     @property
     def followed(self) -> list[Explained]:
-        """The windows of the last request, each once, with what they were planned from; empty on one server."""
+        """The windows of the last request, each once, and what they were planned from."""
         if self._pool is None:
             return []
         plans = list({id(plan): plan for plan in self._pool.followed}.values())

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from genie.config import POOL_FEATURES
 from genie.errors import ConfigError, ReceiptError
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ POLICY_FEATURES = {
 REPLAYED_FROM = 64
 
 
-def require_ablatable(features: Collection[str], servers: int) -> None:
+def require_ablatable(ablated: Collection[str], servers: int) -> None:
     """Raises ConfigError for an ablation that this pool cannot show."""
-    if "colocation" not in features and servers == 1:
+    shown = sorted({"colocation", *POOL_FEATURES} & set(ablated)) if servers == 1 else []
+    if shown:
         raise ConfigError(
-            "--genie-ablate colocation changes nothing on a pool of one server, so there is nothing to "
-            "measure: give --genie-servers 2 (or two addresses), or leave the option out"
+            f"--genie-ablate {','.join(shown)} changes nothing on a pool of one server, so nothing can be "
+            "measured: give --genie-servers 2 (or two addresses), or leave the option out"
         )
 
 

@@ -175,9 +175,10 @@ def genie_full(
 
     options = genie_session.options
     cell = cell_of(request.node)
-    features = features_without(cell["ablated"]) if cell else options.features
+    ablated = cell["ablated"] if cell else options.ablate
+    features = features_without(ablated)
     try:
-        require_ablatable(features, len(genie_servers.addresses))
+        require_ablatable(ablated, len(genie_servers.addresses))
     except ConfigError as error:
         if not options.ablate_each:
             raise

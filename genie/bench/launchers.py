@@ -63,7 +63,7 @@ def add_launch_options(group: pytest.OptionGroup) -> None:
         "--genie-pool-wait",
         metavar="SECONDS",
         default="60",
-        help="how long to wait for the file of --genie-address @FILE (default: 60)",
+        help="how long to wait for the file of --genie-address FILE.json (default: 60)",
     )
 
 
@@ -99,8 +99,22 @@ def read_launch(config: pytest.Config, *, addresses_given: bool) -> Launch:
     return Launch(launcher, get("genie_ray_address") or "auto", placement, bind)
 
 
+def is_pool_option(value: str) -> bool:
+    """Whether --genie-address names a pool file: ``pool.json``, or ``@pool``.
+
+    Raises ``pytest.UsageError`` for what pytest makes of ``--genie-address @pool.json``: it puts the lines of
+    the file there, as it does for every argument that starts with @.
+    """
+    if value == "{":
+        raise pytest.UsageError(
+            "--genie-address @FILE: pytest itself replaces an argument that starts with @ by the lines of "
+            "the file; write --genie-address FILE.json, or --genie-address=@FILE"
+        )
+    return value.startswith("@") or value.endswith(".json")
+
+
 def read_pool_option(value: str, wait: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Addresses and pids of ``@FILE``. Raises ``pytest.UsageError`` when the file does not come in time."""
+    """Addresses and pids of the pool file. Raises ``pytest.UsageError`` when it does not come in time."""
     from genie.launch.pool_file import PREFIX, read_pool
 
     try:

@@ -100,6 +100,8 @@ class Cell:
             self._check_rounds(benchmark)
         info = self.record.extra_info()
         info["ratio_to_local"] = self._ratio_to_local() if benchmark.enabled else None
+        if info["cases"] and info["receipt"] and self.record.baseline.startswith("genie_"):
+            self._add_predictions(info)
         benchmark.extra_info.update(info)
         benchmark.has_error = False
         return info
@@ -259,6 +261,12 @@ class Cell:
                     f"{self._where}: round {number} was recorded as {figure:.6f} s, but its requests took "
                     f"{requests:.6f} s: do not give a cell a benchmark timer of its own"
                 )
+
+    def _add_predictions(self, info: dict[str, Any]) -> None:
+        from genie.bench.cost_rows import add_predictions
+
+        if self._session.pool is not None:
+            add_predictions(info, self.record, self._session.pool.facts(1)[0])
 
     def _ratio_to_local(self) -> float | None:
         """Median over cases of time / local time; one case for all but the microbenchmark."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from genie.bench.launchers import Launch, add_launch_options, read_launch, read_pool_option
+from genie.bench.launchers import Launch, add_launch_options, is_pool_option, read_launch, read_pool_option
 from genie.config import FEATURES, IMPLEMENTED_FEATURES, NEEDS
 from genie.errors import ConfigError
 
@@ -83,9 +83,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--genie-address",
-        metavar="HOST:PORT,...|@FILE",
-        help="use servers that already run, instead of starting any (@FILE: those that `genie serve --pool` "
-        f"has written there); token in ${TOKEN_VARIABLE}",
+        metavar="HOST:PORT,...|FILE.json",
+        help="use servers that already run, instead of starting any (FILE.json: those that `genie serve "
+        f"--pool` has written there); token in ${TOKEN_VARIABLE}",
     )
     add_launch_options(group)
     group.addoption("--genie-device", metavar="|".join(DEVICES), default="auto", help="default: auto")
@@ -265,7 +265,7 @@ def _addresses(value: str | None, pool_wait: str) -> tuple[tuple[str, ...], tupl
     """Addresses, and the servers' pids where they are known."""
     if value is None:
         return (), ()
-    if value.startswith("@"):
+    if is_pool_option(value):
         return read_pool_option(value, pool_wait)
     addresses = tuple(_listed(value))
     for address in addresses:

@@ -79,9 +79,7 @@ def _calibrate(addresses: list[str], token: str | None, args: argparse.Namespace
         def progress(device: str, count: int, total: int) -> None:
             bar.update(task, description=device, completed=count, total=total)
 
-        models = load_or_calibrate(
-            addresses, token, tls_ca=args.tls_ca, force=args.force, progress=progress
-        )
+        models = load_or_calibrate(addresses, token, tls_ca=args.tls_ca, force=args.force, progress=progress)
     elapsed = time.monotonic() - started
     told: set[str] = set()
     for address, model in zip(addresses, models, strict=True):

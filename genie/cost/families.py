@@ -79,9 +79,11 @@ def work(name: str, cost: Cost, share: float = 1.0) -> Work:
     nbytes = cost.nbytes * share
     if kind == "elementwise" or kind == "copy":
         name = name.rstrip("_")
-        groups = (f"{kind} scattered", kind) if scattered else (f"{kind} {name}", kind)
-        return Work(groups, 0.0, nbytes, _logs(elements * share))
-    groups = (f"{kind} batch",) if name in _BATCH_NORMS else (f"{kind} {name}", kind)
+        closest = f"{kind} scattered" if scattered else f"{kind} {name}"
+        return Work((closest, kind), 0.0, nbytes, _logs(elements * share))
+    groups: tuple[str, ...] = (f"{kind} {name}", kind)
+    if name in _BATCH_NORMS:
+        groups = (f"{kind} batch",)
     if kind == "gather":
         return Work(groups, 0.0, nbytes, _logs(nbytes / size))
     if kind in ("reduction", "pool"):

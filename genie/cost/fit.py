@@ -49,7 +49,10 @@ def fit(device: str, samples: Iterable[Sample]) -> DeviceModel:
             groups.setdefault(w.groups[-1], []).append((w, s.seconds))
     return DeviceModel(
         device,
-        {dtype: {name: _group(found) for name, found in groups.items()} for dtype, groups in by_dtype.items()},
+        {
+            dtype: {name: _group(found) for name, found in groups.items()}
+            for dtype, groups in by_dtype.items()
+        },
     )
 
 

@@ -63,14 +63,19 @@ def peer_link(source: Connection, target: Connection, ranks: tuple[int, int] = (
     """From one server to another, both in one group (`join`) under ``ranks``; handles above 2**62 are
     used for it. A round trip is taken as two ways of an element. Raises PeerError, ServerLostError.
     """
-    small, large = (_Transfer(source, target, ranks, n) for n in (1, PAYLOAD_BYTES // 4))
-    small.seconds(), large.seconds()  # the first one opens the connection
+    # Each end holds the tensor, and a copy on its way.
+    limits = [c.welcome.memory_limit // 4 for c in (source, target) if c.welcome.memory_limit]
+    nbytes = max(min([PAYLOAD_BYTES, *limits]), 4096) // 4 * 4
+    small, large = (_Transfer(source, target, ranks, n) for n in (1, nbytes // 4))
+    for transfer in (small, large):
+        transfer.seconds()  # the first one opens the connection
     idle = statistics.median(_ping_s(target, b"") for _ in range(ROUND_TRIPS))
     empty = statistics.median(small.seconds() for _ in range(ROUND_TRIPS))
     loaded = statistics.median(large.seconds() for _ in range(TRANSFERS))
-    small.close(), large.close()
+    for transfer in (small, large):
+        transfer.close()
     # The client learns of the arrival by a round trip of its own, in which half of the transfer's may hide.
-    return Link(2 * max(empty - idle, idle / 10), PAYLOAD_BYTES / max(loaded - empty, 1e-9))
+    return Link(2 * max(empty - idle, idle / 10), nbytes / max(loaded - empty, 1e-9))
 
 
 class _Transfer:
@@ -78,9 +83,7 @@ class _Transfer:
 
     _tag = 1 << 30
 
-    def __init__(
-        self, source: Connection, target: Connection, ranks: tuple[int, int], elements: int
-    ) -> None:
+    def __init__(self, source: Connection, target: Connection, ranks: tuple[int, int], elements: int) -> None:
         self._source, self._target, self._ranks = source, target, ranks
         self._spec = TensorSpec("float32", [elements], [1])
         self._handle = (1 << 62) + elements

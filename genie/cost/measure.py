@@ -23,8 +23,8 @@ from genie.cost.programs import Probe
 from genie.errors import RemoteOpError
 from genie.frontend.program import Executor, Outcome, Program
 from genie.frontend.session import Session
-from genie.runtime.link import ServerLink
 from genie.frontend.specs import spec_of, to_wire
+from genie.runtime.link import ServerLink
 from genie.srg.build import External, build
 from genie.srg.graph import Node, Origin
 from genie.wire.messages import TensorSpec
@@ -124,8 +124,9 @@ def measure(
     rounds: int = ROUNDS,
     done: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
-    """One sample for each dtype and probe, in order: the median of ``rounds`` programs. ``executor`` is closed at the
-    end; ``done`` is called after each program.
+    """One sample for each dtype and probe, in order: the median of ``rounds`` programs.
+
+    ``executor`` is closed at the end; ``done`` is called after each program.
 
     All probes are run once before any is run again, so that what disturbs the machine for a moment does
     not fall on all measurements of one op. An op that the device does not have in a dtype gives no
@@ -134,7 +135,7 @@ def measure(
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: measure at least once")
     samples = []
-    with Session(executor) as session, torch.no_grad():  # type: ignore[arg-type]
+    with Session(executor) as session, torch.no_grad():
         for dtype in dtypes:
             operands = _Operands(device_type, dtype)
             empty_s = statistics.median(_timed(session, executor, _nothing) for _ in range(9))
@@ -168,9 +169,7 @@ class _Repeated:
         return statistics.median(self.seconds) / len(self.sets)
 
 
-def _prepared(
-    session: Session, executor: Watched, operands: _Operands, probe: Probe
-) -> _Repeated | None:
+def _prepared(session: Session, executor: Watched, operands: _Operands, probe: Probe) -> _Repeated | None:
     executor.watching = True
     repeated = _Repeated(probe, operands.sets(probe, operands.calls(probe)))
     session.recorder.flush()

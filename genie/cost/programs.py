@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from genie.workloads.microbenchmark import OpCase
 
+
 @dataclass(frozen=True)
 class Probe:
     """``call(tensors)`` runs the op once. ``inputs`` and ``weights``: shapes by name; ``ids``: names of
@@ -76,7 +77,7 @@ def conv(images: int, px: int, cin: int, cout: int, kernel: int, stride: int = 1
 
 
 def attention(batch: int, heads: int, queries: int, keys: int, width: int, masked: bool = False) -> Probe:
-    inputs = {
+    inputs: dict[str, tuple[int, ...]] = {
         "q": (batch, heads, queries, width),
         "k": (batch, heads, keys, width),
         "v": (batch, heads, keys, width),
@@ -123,7 +124,7 @@ def binary(label: str, call: Callable[[Tensor, Tensor], Any], elements: int) -> 
 def embedding(count: int, table: int, width: int) -> Probe:
     return Probe(
         f"embedding {count} of {table}x{width}", lambda t: F.embedding(t["ids"], t["w"]),
-        {"ids": (count,), "w": (table, width)}, ids={"ids": table},
+        {"ids": (count,)}, {"w": (table, width)}, ids={"ids": table},
     )  # fmt: skip
 
 
@@ -210,7 +211,14 @@ def _convs(scale: int) -> Iterator[Probe]:
     yield conv(scale, 224, 3, 768, 32, stride=32)
     yield conv(scale, 224, 3, 768, 16, stride=16)
     yield conv(scale, 224, 3, 96, 4, stride=4)
-    for px, channels, kernel in ((56, 96, 3), (28, 192, 3), (14, 384, 3), (7, 960, 3), (56, 96, 7), (14, 384, 7)):
+    for px, channels, kernel in (
+        (56, 96, 3),
+        (28, 192, 3),
+        (14, 384, 3),
+        (7, 960, 3),
+        (56, 96, 7),
+        (14, 384, 7),
+    ):
         yield conv(scale, px, channels, channels, kernel, groups=channels)
     yield conv(1, 4, 8, 8, 3, groups=8)
     yield conv(scale, 14, 512, 512, 3, groups=32)
@@ -235,8 +243,9 @@ _SIZES = (256, 4096, 65_536, 262_144, 2_097_152)
 
 def _others(scale: int) -> Iterator[Probe]:
     ops: list[tuple[str, Callable[[Tensor], Any], float]] = [
-        ("relu", torch.relu, 1), ("gelu", F.gelu, 40), ("tanh", torch.tanh, 100), ("sigmoid", torch.sigmoid, 50),
-        ("silu", F.silu, 50), ("pow", lambda x: torch.pow(x, 3.0), 5), ("exp", torch.exp, 40),
+        ("relu", torch.relu, 1), ("gelu", F.gelu, 40), ("tanh", torch.tanh, 100),
+        ("sigmoid", torch.sigmoid, 50), ("silu", F.silu, 50),
+        ("pow", lambda x: torch.pow(x, 3.0), 5), ("exp", torch.exp, 40),
     ]  # fmt: skip
     for elements in _SIZES:
         yield binary("add", torch.add, elements * scale)
@@ -279,7 +288,8 @@ _CASES: dict[str, Callable[[int], Probe]] = {
     "norm": lambda n: norm(n, 1024),
     "softmax": lambda n: rows_op("softmax", lambda x: torch.softmax(x, -1), n, n),
     "elementwise": lambda n: Probe(
-        f"elementwise {n}", lambda t: F.gelu(t["x"] + t["y"]), {"x": (n, 1024), "y": (n, 1024)}, flops=40 * n * 1024
+        f"elementwise {n}", lambda t: F.gelu(t["x"] + t["y"]), {"x": (n, 1024), "y": (n, 1024)},
+        flops=40 * n * 1024,
     ),
     "embedding": lambda n: embedding(n, 8192, 768),
     "reduction": lambda n: rows_op("sum", lambda x: x.sum(-1), n, n),

@@ -164,11 +164,16 @@ def policies() -> dict[str, Callable]:
     ):
         for name in names:
             op = composites.overload(name)
-            if op is not None:
+            # The lists differ between versions of PyTorch: 2.11 does not cast `rms_norm`.
+            if op is not None and _is_cast_on_cuda(name):
                 kernels[name] = make(op)
     for name, target in _FLOAT32_BY_OVERLOAD.items():
         kernels[name] = _float32_by_overload(composites.overload(name), composites.overload(target))
     return kernels
+
+
+def _is_cast_on_cuda(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA")
 
 
 def register() -> None:

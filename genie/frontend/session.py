@@ -33,10 +33,14 @@ class Session:
             spans.active.opened(self)
 
     def activate(self) -> Session:
-        """Makes this the session that ``device="genie"`` stands for, until `close`."""
-        _stack.append(self)
-        if self.recorder.replay:
-            automatic.switch_on()
+        """Makes this the session that ``device="genie"`` stands for, until `close` or until another is."""
+        if self not in _stack:
+            _stack.append(self)
+            if self.recorder.replay:
+                automatic.switch_on()
+        elif _stack[-1] is not self:
+            _stack.remove(self)
+            _stack.append(self)
         return self
 
     def deactivate(self) -> None:

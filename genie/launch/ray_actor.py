@@ -8,10 +8,10 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genie.devices import DeviceSlot, available_cores, device_slot
-from genie.runtime.server_process import ServerProcess
+if TYPE_CHECKING:
+    from genie.runtime.server_process import ServerProcess
 
 
 class ServerActor:
@@ -29,6 +29,10 @@ class ServerActor:
         ``threads``: OMP_NUM_THREADS of the client. Ray sets it to the number of CPUs that it has given to the
         actor, 1 beside a GPU, which a server that the client had started itself would not have.
         """
+        # Here, because the driver imports this module too, and can do without torch.
+        from genie.devices import DeviceSlot, available_cores, device_slot
+        from genie.runtime.server_process import ServerProcess
+
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "the server would die with this thread: Ray ran an actor's method beside its main thread"

@@ -10,6 +10,7 @@ line is a question about the servers, and gets one line; at the end of stdin the
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import os
@@ -20,12 +21,12 @@ import time
 from collections import Counter
 from typing import Any
 
-from genie.baselines.peer_process import die_with_parent
 from genie.errors import ConfigError, ConnectError, GenieError, RemoteError
 from genie.launch.bind import Bind
 
 _PROBE_SECONDS = 5.0
 _ASK_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
 _CLOSE_SECONDS = 15.0
 #: In a driver whose cluster is gone Ray makes 20 tries of some 40 s each otherwise.
 _RAY_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_NUM_REDIS_GET_RETRIES": "1"}
@@ -218,13 +219,23 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
+def _die_with_parent(parent: int) -> None:
+    """The kernel sends SIGTERM when the thread that started us ends; must run in the main thread."""
+    # Like genie.baselines.peer_process, which imports torch: seconds that a driver has no use for.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:  # it ended before the call above
+        sys.exit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     args = parser.parse_args()
-    die_with_parent(args.parent, signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    _die_with_parent(args.parent)
     with os.fdopen(args.ready_fd, "w") as answers:
 
         def answer(message: object) -> None:

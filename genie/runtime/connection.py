@@ -245,6 +245,11 @@ class Connection:
     def alive(self) -> bool:
         return self._lost is None
 
+    @property
+    def lost(self) -> GenieError | None:
+        """Why the session is gone, if it is."""
+        return self._lost
+
     def close(self) -> None:
         """Ends the session; the server frees what it held. May be called twice, and after a failure."""
         if self._lost is None:

@@ -142,8 +142,17 @@ class ServerLink:
         return hashlib.sha256(data).digest(), owner.nbytes
 
     def settle(self) -> None:
-        """Waits until all that was sent is done. Raises what failed since the last reply."""
-        self.connection.request(Ping())
+        """Waits until all that was sent is done. Raises what failed since the last reply, with
+        ``instruction`` set."""
+        try:
+            self.connection.request(Ping())
+        except RemoteError as exc:
+            self._note_instruction(exc)
+            raise
+
+    def _note_instruction(self, exc: RemoteError) -> None:
+        last = self.connection.last_error
+        exc.instruction = last.instruction if last is not None else -1  # type: ignore[attr-defined]
 
     # -- programs --------------------------------------------------------------------------------
 
@@ -227,8 +236,7 @@ class ServerLink:
         try:
             reply, payload = self.connection.receive()
         except RemoteError as exc:
-            last = self.connection.last_error
-            exc.instruction = last.instruction if last is not None else -1  # type: ignore[attr-defined]
+            self._note_instruction(exc)
             raise
         finally:
             self._replies += 1
@@ -267,14 +275,20 @@ class ServerLink:
         connection = self.connection
         out0, in0, trips0 = self._start
         out, into, trips = connection.bytes_out, connection.bytes_in, connection.round_trips
-        reply, _ = connection.request(Counters())
-        assert isinstance(reply, CountersReply)
         # Programs after the last read have had no reply; they belong to this account, not to the next.
-        self._book(reply.earlier)
+        reply = self.counters()
         before, self._peers = self._peers, (reply.peer_in, reply.peer_out)
         self.peer_bytes = (reply.peer_in - before[0], reply.peer_out - before[1])
         # Both ends have counted the same so far (each account checks it), so the difference is the request's.
         return out - out0, into - in0, trips - trips0, reply.bytes_in - out0, reply.bytes_out - in0
+
+    def counters(self) -> CountersReply:
+        """What the server counted of this session, when all that was sent is done and all tensors from other
+        servers are there. Raises ServerLostError."""
+        reply, _ = self.connection.request(Counters())
+        assert isinstance(reply, CountersReply)
+        self._book(reply.earlier)
+        return reply
 
     def request_trace(self, request: Trace) -> TraceReply:
         """What the server remembers of this session's programs. Raises ServerLostError."""

@@ -19,6 +19,7 @@ class PeerGroup:
         self.timeout_s = timeout_s
         self.backend = ""
         self._members: list[ServerLink] = []
+        self._formed = False
 
     def dissolve(self) -> None:
         """The servers have changed: the next transfer makes the group anew."""
@@ -32,6 +33,11 @@ class PeerGroup:
         """The servers' ranks are their places among ``links``. Raises PeerError, ServerLostError."""
         if self._members:
             return
+        if self._formed:
+            # What is on its way through the old group would be lost with it.
+            for link in links:
+                link.counters()
+        self._formed = True
         address, _ = links[0].connection.request(PeerListen())
         assert isinstance(address, PeerAddress)
         for rank, link in enumerate(links):

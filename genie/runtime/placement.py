@@ -6,21 +6,22 @@ program needs it somewhere; values move between servers by `Send` and `Expect`, 
 
 from __future__ import annotations
 
+import copy
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from genie.errors import PlanError, ServerLostError
+from genie.errors import GenieError, PlanError, ServerLostError
 from genie.frontend.entries import define
 from genie.frontend.program import Program
 from genie.frontend.specs import spec_of
 from genie.frontend.specs import to_wire as spec_to_wire
 from genie.runtime.link import ServerLink, int64s
 from genie.runtime.peers import PeerGroup
-from genie.runtime.slicing import Gather, Move, Need
+from genie.runtime.steps import Gather, Move, Narrow, Need
 from genie.scheduler.batch_axis import part_spec
 from genie.scheduler.where import CLIENT, Axis, Shard, Where
 from genie.wire.messages import Adopt, Expect, Offer, Release, Send, TensorSpec, Wanted
@@ -28,6 +29,8 @@ from genie.wire.messages import Adopt, Expect, Offer, Release, Send, TensorSpec,
 #: handles that the client makes up for parts of values; far beyond those of any program
 _TEMPORARY = 1 << 60
 _CAT = define("aten::cat.default", [["tl", 2], ["i"]], {}, [-1])
+#: the number of instructions that no Python line recorded; see `genie.runtime.pool`
+UNNUMBERED = 1 << 40
 _SLICE = define("aten::slice.Tensor", [["t"], ["i"], ["i"], ["i"], ["i"]], {}, [-1])
 
 
@@ -53,10 +56,17 @@ class Placement:
         self.host_bytes = 0
         self.uploaded: dict[int, Uploaded] = {}
         self.held = [0] * len(self.links)
-        #: server where a value was made that has copies on others: what is written to must be written there
+        #: of a value with copies: the server where its memory is. Writes and views that stay happen there
         self.origin: dict[int, int] = {}
-        #: handles that share memory have one number here; absent: none does
+        #: live handles that share memory have one number here; absent: none does
         self.alias: dict[int, int] = {}
+        self._members: dict[int, set[int]] = {}
+        #: groups of those that were divided or joined, each handle for itself: they share memory no more
+        self._parted: set[int] = set()
+        #: handles whose values are no longer laid out as the client thinks: what moves becomes dense
+        self.restrided: set[int] = set()
+        #: why a handle has no value
+        self.failed: dict[int, GenieError] = {}
         self.dead: list[list[int]] = [[] for _ in self.links]
         self._tags = self._temporaries = 0
         self.lost: set[int] = set()
@@ -70,28 +80,49 @@ class Placement:
         return n
 
     def place(self, handle: int) -> Where:
-        """Raises ServerLostError for a value that only a lost server had."""
+        """Raises what kept the value from being made, or took it away; PlanError for an unknown handle."""
         n = self.where.get(handle)
         if n is None:
-            if self.lost:
-                raise ServerLostError(
-                    f"a value was only on server {', '.join(map(str, sorted(self.lost)))}, which is lost: "
-                    "open a new session, or make the value anew"
-                )
+            if handle in self.failed:
+                raise copy.copy(self.failed[handle])
             raise PlanError(f"handle {handle} is on no server: it was released already")
         return self.places[n]
 
+    def fail(self, handles: Iterable[int], error: GenieError) -> None:
+        """Handles that a program did not make: their use raises a copy of ``error``."""
+        error = copy.copy(error)
+        for h in handles:
+            if h not in self.where:
+                self.failed[h] = error
+
     def lose(self, server: int) -> None:
-        """What only this server had, wholly or some rows of it, is gone."""
+        """What only this server had, wholly or some rows of it, is gone; so are values that shared memory
+        there, even if there are copies: those would no longer change together."""
         self.lost.add(server)
         self.dead[server].clear()
+        gone: list[int] = []
         for h, n in list(self.where.items()):
             place = self.places[n]
-            if server in place.servers and len(place.servers) > 1:
-                self.where[h] = self.number(Where(tuple(s for s in place.servers if s != server)))
-                self.origin.pop(h, None)
-            elif server in self._servers_of(place):
+            if server not in self._servers_of(place):
+                continue
+            left = tuple(s for s in place.servers if s != server)
+            shared = h in self.alias and self.origin.get(h, server) == server
+            if left and not shared:
+                self.where[h] = self.number(Where(left))
+                if len(left) == 1 or self.origin.get(h) == server:
+                    self.origin.pop(h, None)
+            else:
+                for s in left:
+                    self.dead[s].append(h)
+                gone.append(h)
                 del self.where[h]
+        self.fail(
+            gone,
+            ServerLostError(
+                f"a value was only on server {server}, which is lost: make it anew (parameters: load the "
+                "model again), or open a new session"
+            ),
+        )
 
     def grow(self, link: ServerLink) -> None:
         """One more server."""
@@ -125,11 +156,16 @@ class Placement:
             elif n is not None:
                 for s in self._servers_of(self.places[n]):
                     self.dead[s].append(h)
+            elif self.failed:
+                self.failed.pop(h, None)
+        if self.restrided:
+            self.restrided.difference_update(handles)
         if self.uploaded or self.origin or self.alias:
             for h in handles:
                 self.uploaded.pop(h, None)
                 self.origin.pop(h, None)
-                self.alias.pop(h, None)
+                if h in self.alias:
+                    self._leave_group(h)
         return here
 
     def _servers_of(self, place: Where) -> tuple[int, ...]:
@@ -142,14 +178,76 @@ class Placement:
                 link.connection.post(Release(list(dead)))
                 dead.clear()
 
-    def keep_only(self, handle: int, server: int) -> None:
-        """The copy on ``server`` is the value from now on (it is about to be written to)."""
+    def _keep_only(self, handle: int, server: int) -> None:
+        """The copy on ``server`` is the value from now on."""
         for s in self.place(handle).servers:
             if s != server:
                 self.dead[s].append(handle)
         self.where[handle] = self.single[server]
         self.origin.pop(handle, None)
-        self.uploaded.pop(handle, None)
+
+    # -- shared memory -------------------------------------------------------------------------------
+
+    def share(self, view: int, of: int) -> None:
+        """``view`` shares memory with ``of``, whether that is alive or not."""
+        group = self.alias.get(of)
+        if group is None:
+            group = of
+            if of in self.where:
+                self._members.setdefault(group, set()).add(of)
+                self.alias[of] = group
+        self._members.setdefault(group, set()).add(view)
+        self.alias[view] = group
+
+    def _leave_group(self, handle: int) -> None:
+        group = self.alias.pop(handle)
+        members = self._members[group]
+        members.discard(handle)
+        if not members:
+            del self._members[group]
+            self._parted.discard(group)
+
+    def sharing(self, handle: int) -> Collection[int]:
+        """The live handles that share memory with this one, itself included."""
+        group = self.alias.get(handle)
+        return (handle,) if group is None else self._members[group]
+
+    def home(self, handle: int) -> int | None:
+        """The server that has the memory of a whole value; None while that is open."""
+        for h in self.sharing(handle):
+            servers = self.places[self.where.get(h, 0)].servers
+            if servers:
+                return self.origin.get(h, servers[0])
+        return None
+
+    def may_be_home(self, handle: int, server: int) -> bool:
+        """Whether ``server`` may write to the value, or make a view of it that stays."""
+        return len(self.sharing(handle)) == 1 or self.home(handle) in (None, server)
+
+    def write(self, handle: int, server: int) -> None:
+        """The value is about to be written to on ``server``, which has it: its copies die, and those of what
+        shares its memory. Raises PlanError where that memory is no longer one."""
+        members = self.sharing(handle)
+        parted = len(members) > 1 and self.alias[handle] in self._parted
+        if parted or not self.may_be_home(handle, server):
+            raise PlanError(
+                "a value is written to that shares memory with another, but they were moved apart between "
+                "servers: write to a .clone() of it, or keep only one of them"
+            )
+        for h in members:
+            self.uploaded.pop(h, None)
+            if len(self.place(h).servers) > 1:
+                self._keep_only(h, server)
+
+    def settle_home(self, handle: int, server: int) -> None:
+        """The memory of the value is on ``server`` from now on, which has a copy."""
+        if handle in self.origin:
+            self.origin[handle] = server
+
+    def _part(self, handle: int) -> None:
+        group = self.alias.get(handle)
+        if group is not None and len(self._members[group]) > 1:
+            self._parted.add(group)
 
     # -- moving --------------------------------------------------------------------------------------
 
@@ -157,11 +255,14 @@ class Placement:
         """Moves what is not yet where a program needs it. ``specs()``: a TensorSpec for each handle."""
         wanted: dict[tuple[int, int], list[int]] = {}
         known: Sequence | None = None
+        for h, need in zip(handles, needs, strict=True):
+            if need.servers or need.sharded is not None:
+                self.place(h)  # raises for a value that failed, before anything moves
         for k, (h, need) in enumerate(zip(handles, needs, strict=True)):
+            if not need.servers and need.sharded is None:
+                continue
             place = self.place(h)
             if place == need.sharded or (place.servers and set(need.servers) <= set(place.servers)):
-                continue
-            if not need.servers and need.sharded is None:
                 continue
             if known is None:
                 known = specs()
@@ -189,6 +290,7 @@ class Placement:
     def _from_host(self, h: int, s: int) -> None:
         tensor = self.host[h]
         self.held[s] += tensor.nbytes
+        self._revive(s, h)
         self.links[s].upload(h, tensor, False)
 
     def _leave_host(self, h: int, servers: tuple[int, ...]) -> None:
@@ -208,7 +310,7 @@ class Placement:
         link = self.links[target]
         if digests:
             offered = list(digests)
-            sizes = [_nbytes(self.uploaded[h].spec) for h in offered]
+            sizes = [nbytes(self.uploaded[h].spec) for h in offered]
             wanted, _ = link.connection.request(Offer([digests[h] or b"" for h in offered], sizes))
             assert isinstance(wanted, Wanted)
             missing = {offered[i] for i in wanted.missing}
@@ -217,10 +319,11 @@ class Placement:
             if digest is not None:
                 spec = self.uploaded[h].spec
             if digest is not None and h not in missing:
+                self._revive(target, h)
                 link.connection.post(Adopt(h, spec, digest))
             else:
                 self.transfer(h, h, spec, source, target, digest=digest)
-            self.held[target] += _nbytes(spec)
+            self.held[target] += nbytes(spec)
             self.origin.setdefault(h, source)
             self.where[h] = self.number(Where(servers=tuple(sorted({*self.place(h).servers, target}))))
 
@@ -240,16 +343,27 @@ class Placement:
             raise PlanError(f"a value was to move from server {source} to itself")
         self._peers.require([link for s, link in enumerate(self.links) if s not in self.lost])
         self._tags += 1
-        plain = TensorSpec(spec.dtype, spec.shape, _dense_stride(spec))
+        plain = TensorSpec(spec.dtype, spec.shape, dense_stride(spec))
+        if plain.stride != spec.stride:
+            self.restrided.add(handle)
+        self._revive(target, name)
         to, by = self.links[target], self.links[source]
         to.connection.post(Expect(name, plain, self._peers.rank(by), self._tags, digest))
         by.connection.post(Send(handle, plain, self._peers.rank(to), self._tags, narrow))
+
+    def _revive(self, server: int, handle: int) -> None:
+        """A handle that is bound anew must not be freed for what it was before."""
+        dead = self.dead[server]
+        if dead and handle in dead:
+            dead.remove(handle)
 
     def _shard(self, h: int, place: Where, wanted: Where, spec: TensorSpec) -> None:
         """A whole value becomes one by rows."""
         if place.shards:
             self._gather_whole(h, place, wanted.shards[0].server, spec)
             place = self.place(h)
+        self._part(h)
+        self.restrided.add(h)
         axis, shards = wanted.axis, wanted.shards
         assert axis is not None
         size = shards[-1].stop
@@ -257,6 +371,8 @@ class Placement:
             tensor = self.host[h]
             for shard in shards:
                 part = tensor.narrow(axis.dim, shard.start * axis.inner, shard.rows * axis.inner)
+                self.held[shard.server] += part.nbytes
+                self._revive(shard.server, h)
                 self.links[shard.server].upload(h, part.contiguous(), False)
             self.host_bytes -= self.host.pop(h).nbytes
         else:
@@ -273,6 +389,7 @@ class Placement:
             self.dead_but(h, place.servers, {shard.server for shard in shards})
         self.where[h] = self.number(wanted)
         self.origin.pop(h, None)
+        self.uploaded.pop(h, None)
 
     def dead_but(self, h: int, servers: Sequence[int], needed: set[int]) -> None:
         """The handle's copies on ``servers`` die, but for those that are ``needed``."""
@@ -288,6 +405,8 @@ class Placement:
     def _gather_whole(self, h: int, place: Where, target: int, spec: TensorSpec) -> None:
         """A value by rows becomes a whole one on ``target``."""
         assert place.axis is not None
+        self._part(h)
+        self.restrided.add(h)
         handles = []
         size = place.shards[-1].stop
         temporaries = []
@@ -309,20 +428,28 @@ class Placement:
         self._temporaries += 1
         return _TEMPORARY + self._temporaries
 
-    def gather(self, step: Gather, base: int, parts: dict[tuple[int, int], int]) -> int:
+    def gather(self, step: Gather, name_of: Callable[[int], int], parts: dict[tuple[int, int], int]) -> int:
         """Joins the parts of a program's sharded value on one server; returns the handle of the whole.
         ``parts``: handles of what came, by (temporary's number, part)."""
-        handles = [base + step.slot if k == step.own else parts[step.number, k] for k in range(step.parts)]
+        own = name_of(step.slot)
+        handles = [own if k == step.own else parts[step.number, k] for k in range(step.parts)]
         name = self.temporary()
         self._run_one(step.server, _cat(step.parts), [step.dim], handles, name)
+        self.dead[step.server] += [h for h in handles if h != own]
         return name
 
-    def move(self, step: Move, base: int, parts: dict[tuple[int, int], int]) -> None:
-        """Carries out a move of a program's value; parts of gathered values get handles of their own."""
-        name = base + step.slot
-        if step.gather is not None:
-            name = parts[step.gather, step.part] = self.temporary()
-        self.transfer(base + step.slot, name, step.spec, step.source, step.target)
+    def narrow(self, step: Narrow, name_of: Callable[[int], int]) -> int:
+        """Rows of a whole value that is on the server already; returns their handle."""
+        name = self.temporary()
+        self._run_one(step.server, _SLICE, [step.dim, step.start, step.stop, 1], [name_of(step.slot)], name)
+        return name
+
+    def move(self, step: Move, name_of: Callable[[int], int]) -> int:
+        """Carries out a move of a program's value; returns its handle on the target."""
+        handle = name_of(step.slot)
+        name = handle if step.temporary is None else self.temporary()
+        self.transfer(handle, name, step.spec, step.source, step.target, narrow=step.narrow)
+        return name
 
     def _run_one(self, server: int, tid: int, literals: list[int], handles: list[int], name: int) -> None:
         """A program of one instruction, whose result is bound to ``name``."""
@@ -339,8 +466,10 @@ class Placement:
             release=[],
             entries=[_OneOp(tid)],  # type: ignore[list-item]
             fresh=[],
+            first=UNNUMBERED,
         )
         link = self.links[server]
+        self._revive(server, name)
         link.send(link.message(program, release=self.take_dead(server), quiet=True), [])
 
     def take_dead(self, server: int) -> bytes:
@@ -356,6 +485,8 @@ class Placement:
     def pieces(self, handle: int, prefer: int) -> list[int]:
         """The servers to read a value from: one that has it, or all that have rows of it, in order."""
         place = self.place(handle)
+        if place.on_client:
+            raise PlanError(f"handle {handle} is with the client: no server can describe it")
         if place.servers:
             return [prefer if prefer in place.servers else place.servers[0]]
         return [s.server for s in place.shards]
@@ -375,21 +506,23 @@ def _cat(parts: int) -> int:
     return _CAT if parts == 2 else define("aten::cat.default", [["tl", parts], ["i"]], {}, [-1])
 
 
-def _nbytes(spec: TensorSpec) -> int:
+def nbytes(spec: TensorSpec) -> int:
     n = getattr(torch, spec.dtype).itemsize
     for size in spec.shape:
         n *= size
     return n
 
 
-def _dense_stride(spec: TensorSpec) -> list[int]:
-    """Strides of a dense tensor whose dimensions lie in the order that ``spec`` has them in."""
-    order = sorted(range(len(spec.shape)), key=lambda d: (-spec.stride[d], -spec.shape[d], d))
-    stride, step = [0] * len(spec.shape), 1
+def dense_stride(spec: TensorSpec) -> list[int]:
+    """Strides of a dense tensor whose dimensions lie in the order that ``spec`` has them in; expanded ones
+    are the outermost, so that what can be viewed as one dimension before can be so after."""
+    shape, stride = spec.shape, spec.stride
+    order = sorted(range(len(shape)), key=lambda d: (stride[d] != 0 or shape[d] == 1, -stride[d], d))
+    dense, step = [0] * len(shape), 1
     for d in reversed(order):
-        stride[d] = step
-        step *= max(spec.shape[d], 1)
-    return stride
+        dense[d] = step
+        step *= max(shape[d], 1)
+    return dense
 
 
 def wire_spec(tensor: Tensor) -> TensorSpec:

@@ -9,10 +9,11 @@ where the values really are, so a window that goes on otherwise than the one bef
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,11 +23,13 @@ from genie.frontend.program import Outcome, Program
 from genie.frontend.specs import to_wire
 from genie.runtime.connection import fetched_tensors
 from genie.runtime.graphs import graph_of
+from genie.runtime.known import MAX_KNOWN, Effects, Known, KnownWindows, sizes_of
 from genie.runtime.link import SHARED_BYTES, ServerLink, inline_inputs
 from genie.runtime.peers import TIMEOUT_S, PeerGroup
-from genie.runtime.placement import Placement, Uploaded, wire_spec
-from genie.runtime.slicing import Gather, Move, Need, Run, Slicer, Slices
-from genie.runtime.window import Window, instructions, merge
+from genie.runtime.placement import UNNUMBERED, Placement, Uploaded, wire_spec
+from genie.runtime.slicing import Slicer
+from genie.runtime.steps import Move, Narrow, Need, Run, Slices
+from genie.runtime.window import Memory, Window, instructions, merge
 from genie.scheduler.batch_axis import prove
 from genie.scheduler.cluster import Cluster, CostModel, Device, Link
 from genie.scheduler.nominal import NominalCost
@@ -41,9 +44,11 @@ CHUNK = 128
 #: a window is planned at the latest when it has this many instructions, or holds so many bytes of inputs
 MAX_WINDOW = 16_384
 MAX_HELD_BYTES = 256 << 20
-MAX_KNOWN = 4096
-#: numbers of instructions in parts of programs count from here, `_STRIDE` for each part
-_PARTS, _STRIDE = 1 << 40, 1 << 15
+#: numbers of instructions in parts of programs count from here, `_STRIDE` for each part; the first is no part
+_PARTS, _STRIDE = UNNUMBERED, 1 << 20
+_MAX_PARTS = 4096
+#: of a server's memory is left for activations, as long as another server has room for the parameters
+_SPARE = 0.25
 
 
 @dataclass
@@ -54,25 +59,6 @@ class Explained:
     problem: Problem
     plan: Plan
     seconds: float
-
-
-@dataclass
-class _Known:
-    """What follows a sequence of programs since the last read, and how the last of them runs."""
-
-    server: int = 0  # all of it, where ``slices`` is None
-    slices: Slices | None = None
-    sizes: Sequence | None = None  # for which it was cut by rows; None: for any
-    plan: Plan | None = None  # where it begins to be followed
-    next: dict[tuple, list[_Known]] = field(default_factory=dict)
-
-    def fits(self, program: Program) -> bool:
-        return self.sizes is None or self.sizes == _sizes(program)
-
-
-def _sizes(program: Program) -> Sequence:
-    """Equal for programs of one template if all their sizes are equal."""
-    return program.entries if program.sizes is None else program.sizes
 
 
 class PoolExecutor:
@@ -110,52 +96,68 @@ class PoolExecutor:
         self._at = Placement(links, self._peers)
         self._parameters: set[int] = set()
         self.turn = 0  # programs run so far, for policies that take turns
-        self._home = -1
+        self._home = -1  # has the session's random state
+        self._upload_to = -1
+        #: the random state was used, and then lost with its server
+        self._drew = self._random_lost = False
         self._pending: list[Program] = []
         self._pending_ops = 0
-        self._root = _Known()
-        self._cursor = self._root
-        self._known = 0
+        self._running: list[Program] = []  # of the present window, not done with
+        self._known = KnownWindows()
         self._parts: OrderedDict[int, tuple[int, list[int]]] = OrderedDict()
         self._part = 0
-        self._static: dict[tuple[bytes, bytes], _Static] = {}
-        self._lost: dict[int, GenieError] = {}
+        self._effects: dict[tuple[bytes, bytes], Effects] = {}
+        self._lost: dict[int, ServerLostError] = {}
         self._busy = [0.0] * len(links)
         self.last_server = 0
 
     # -- contents ------------------------------------------------------------------------------------
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
-        if not is_parameter:
-            self._at.keep_on_host(handle, tensor.clone(memory_format=torch.preserve_format))
+        """Parameters go to a server at once; other values when a program needs them somewhere, unless the
+        client holds `MAX_HELD_BYTES` of such already. Raises ServerLostError when no server is left."""
+        at = self._at
+        if not is_parameter and at.host_bytes + tensor.nbytes <= MAX_HELD_BYTES:
+            at.keep_on_host(handle, tensor.clone(memory_format=torch.preserve_format))
             return
-        server = self._server_for(tensor)
-        digest = self.links[server].upload(handle, tensor, True)
-        self._at.held[server] += tensor.nbytes
-        self._at.uploaded[handle] = Uploaded(wire_spec(tensor), digest)
-        self._at.bind((handle,), self._at.single[server])
-        self._parameters.add(handle)
+        while True:
+            try:
+                server = self._server_for(tensor)
+                digest = self.links[server].upload(handle, tensor, is_parameter)
+                break
+            except ServerLostError as exc:
+                # Only what it had is lost: this value was not there yet.
+                if not self._lose_dead(exc):
+                    raise
+        at.held[server] += tensor.nbytes
+        at.bind((handle,), at.single[server])
+        if is_parameter:
+            at.uploaded[handle] = Uploaded(wire_spec(tensor), digest)
+            self._parameters.add(handle)
 
     def _server_for(self, tensor: Tensor) -> int:
-        """Parameters go to one server: where they are already, else to the least loaded. What it cannot
-        hold goes to the one with the most room."""
+        """Uploads go to one server: where such content is already, else to the least loaded. What would leave
+        it less than `_SPARE` of its memory goes to another that has more room."""
+        at = self._at
         if self._home < 0:
             self._home = self._choose_home(tensor)
-        limit = self.links[self._home].connection.welcome.memory_limit
-        if limit and self._at.held[self._home] + tensor.nbytes > limit:
-            rooms = {
-                s: link.connection.welcome.memory_limit - self._at.held[s]
-                for s, link in enumerate(self.links)
-                if s not in self._lost
-            }
-            unlimited = [s for s, link in enumerate(self.links) if not link.connection.welcome.memory_limit]
-            self._home = unlimited[0] if unlimited else max(rooms, key=lambda s: rooms[s])
-        return self._home
+        if self._upload_to < 0 or self._upload_to in self._lost:
+            self._upload_to = self._home
+        if self._room(self._upload_to) < tensor.nbytes:
+            # What was released since is not in our account.
+            at.held[self._upload_to] = self.links[self._upload_to].counters().held_bytes
+            if self._room(self._upload_to) < tensor.nbytes:
+                self._upload_to = max(self.alive, key=self._room)
+        return self._upload_to
+
+    def _room(self, server: int) -> float:
+        limit = self.links[server].connection.welcome.memory_limit
+        return limit * (1 - _SPARE) - self._at.held[server] if limit else float("inf")
 
     def _choose_home(self, tensor: Tensor | None = None) -> int:
-        alive = [s for s in range(len(self.links)) if s not in self._lost]
+        alive = self.alive
         if not alive:
-            raise next(iter(self._lost.values()))
+            raise copy.copy(next(iter(self._lost.values())))
         if tensor is not None and tensor.nbytes >= SHARED_BYTES:
             alive = [s for s in alive if self._has(s, tensor)] or alive
         return min(alive, key=lambda s: (*self._load(s), s))
@@ -177,14 +179,31 @@ class PoolExecutor:
         at = self._at
         for handle, value in program.inputs:
             at.keep_on_host(handle, value)
+        if program.entries:
+            self._running.append(program)
         try:
-            return self._execute(program, fetch, describe)
+            outcome = self._execute(program, fetch, describe)
         except GenieError as exc:
-            self._pending, self._pending_ops, self._cursor = [], 0, self._root
             cause = self._root_cause(exc)
+            self._abandon(cause)
             if cause is exc:
                 raise
             raise cause from exc
+        if not self._pending:
+            self._running.clear()
+        return outcome
+
+    def _abandon(self, cause: GenieError) -> None:
+        """The present window ends here: what it did not make is not there, and raises ``cause``."""
+        at = self._at
+        for program in self._running:
+            at.fail(program.kept_handles(), cause)
+            for i in program.fresh:
+                program.entries[i].checked = False  # whether the prediction is true is still unknown
+        for program in self._running:
+            at.release(program.release, -1)
+        self._running, self._pending, self._pending_ops = [], [], 0
+        self._known.begin()
 
     def _execute(self, program: Program, fetch: list[int], describe: list[int]) -> Outcome:
         reads = bool(fetch or describe)
@@ -193,37 +212,58 @@ class PoolExecutor:
                 self._run_pending([])
             if self._pending:
                 self._pending[-1].release += program.release
+                program.release = []
                 return Outcome()
             outcome = self._read(fetch, describe) if reads else Outcome()
             self._at.release(program.release, -1)
             if not reads:
                 self._at.send_releases()
             else:
-                self._cursor = self._root
+                self._known.begin()
             return outcome
         if not self._pending:
             known = self._match(program)
             if known is not None:
                 outcome = self._run(program, known, fetch, describe)
-                self._cursor = self._root if reads else known
+                if reads:
+                    self._known.begin()
+                else:
+                    self._known.follow(known)
                 return outcome
         self._pending.append(program)
         self._pending_ops += len(program.entries)
         late = self._pending_ops > MAX_WINDOW or self._at.host_bytes > MAX_HELD_BYTES
         if reads or late or program.fresh:
             outcome = self._run_pending(fetch, describe)
-            if reads:
-                self._cursor = self._root
+            if reads or late:
+                self._known.begin()
             return outcome
         return Outcome()
 
-    def _match(self, program: Program) -> _Known | None:
-        found = self._cursor.next.get(self._key(program))
-        if found is not None:
-            for known in found:
-                if known.fits(program):
-                    return known
+    def _match(self, program: Program) -> Known | None:
+        for known in self._known.following(self._key(program)):
+            if known.fits(program) and self._may_run(program, known):
+                return known
         return None
+
+    def _may_run(self, program: Program, known: Known) -> bool:
+        """Whether what it writes to, or makes views of, may be written to where it did before."""
+        at = self._at
+        if not at.origin:  # nothing has copies
+            return True
+        if known.slices is not None:
+            homes = known.slices.homes
+        else:
+            homes = [(k, (known.server,)) for k in self._effects_of(program).held]
+        return all(len(servers) > 1 or at.may_be_home(program.ext[k], servers[0]) for k, servers in homes)
+
+    def _effects_of(self, program: Program) -> Effects:
+        effects = self._effects.get(program.key)
+        if effects is None:
+            if len(self._effects) >= MAX_KNOWN:
+                self._effects.clear()
+            effects = self._effects[program.key] = Effects.of(program)
+        return effects
 
     def _key(self, program: Program) -> tuple:
         return (program.key, tuple(map(self._at.where.get, program.ext)))
@@ -233,38 +273,35 @@ class PoolExecutor:
         programs, self._pending, self._pending_ops = self._pending, [], 0
         fresh = any(p.fresh for p in programs)
         plans = self._plan(programs, fetch)
+        plans[-1].ends = not (fetch or describe)
         outcome = Outcome()
         for program, known in zip(programs, plans, strict=True):
-            # By where things are now: as they will be when the program comes again.
-            key = self._key(program)
+            # By where its inputs are now, as they will be when the program comes again; but the copies of
+            # parameters that it leaves behind stay.
+            before = [self._at.where.get(h) for h in program.ext]
             last = program is programs[-1]
             outcome = self._run(program, known, fetch if last else [], list(describe) if last else [])
-            if not last:
-                for r in outcome.relayouts:
-                    program.entries[r.instruction].correct(r.output, r.stride)
+            del self._running[0]
             if not fresh:
-                self._learn(key, known)
+                now, parameters = self._at.where, self._parameters
+                places = tuple(
+                    now.get(h) if h in parameters else n for h, n in zip(program.ext, before, strict=True)
+                )
+                self._known.learn((program.key, places), known)
         if fresh:
             # Planned without knowing whether the predicted layouts are true: planned anew the next time.
-            self._cursor = _Known()
+            self._known.stray()
         return outcome
-
-    def _learn(self, key: tuple, known: _Known) -> None:
-        if self._known >= MAX_KNOWN:
-            self._root, self._known = _Known(), 0
-            self._cursor = self._root
-        self._cursor.next.setdefault(key, []).insert(0, known)
-        self._known += 1
-        self._cursor = known
 
     # -- planning ------------------------------------------------------------------------------------
 
-    def _plan(self, programs: list[Program], fetch: Sequence[int]) -> list[_Known]:
+    def _plan(self, programs: list[Program], fetch: Sequence[int]) -> list[Known]:
         started = time.perf_counter()
         if self._home < 0:
             self._home = self._choose_home()
         window = merge(programs)
         problem = self._problem(window, fetch, not any(p.fresh for p in programs))
+        self._check_random(problem)
         plan = schedule(problem, self.policies)
         known = self._known_of(window, problem, plan)
         seconds = time.perf_counter() - started
@@ -273,19 +310,39 @@ class PoolExecutor:
         self.explained.append(Explained(problem, plan, seconds))
         return known
 
+    def _check_random(self, problem: Problem) -> None:
+        """Random numbers must not go on from another state unnoticed."""
+        random = problem.flow.random
+        if not random:
+            return
+        if self._random_lost and problem.graph.nodes[min(random)].op not in _SEEDS:
+            raise ServerLostError(
+                "the session's random state was on a server that is lost: call torch.manual_seed() before "
+                "drawing more random numbers"
+            )
+        self._drew, self._random_lost = True, False
+
     def _problem(self, window: Window, fetch: Sequence[int], may_split: bool) -> Problem:
         at, program = self._at, window.program
-        written = _written_externals(program)
-        for k in written:
-            self._reduce(program.ext[k])
+        effects = Effects.of(program)
+        places = [at.place(h) for h in program.ext]
+        for k in effects.held:
+            # Copies do not count for what is written to, or gets views that stay: its memory is in one place.
+            h = program.ext[k]
+            if len(places[k].servers) > 1:
+                places[k] = Where(servers=(at.origin.get(h, places[k].servers[0]),))
         specs = [
             to_wire(s) if s is not None else wire_spec(at.host[h])
             for h, s in zip(program.ext, window.specs, strict=True)
         ]
         graph = graph_of(program, specs, program.ext, self._parameters, fetch)
-        where = {-k - 1: self._as_device(at.place(h)) for k, h in enumerate(program.ext)}
-        alias = {-k - 1: at.alias[h] for k, h in enumerate(program.ext) if h in at.alias}
-        movable = frozenset(-k - 1 for k, h in enumerate(program.ext) if h not in at.alias)
+        where = {-k - 1: self._as_device(place) for k, place in enumerate(places)}
+        shared = {-k - 1 for k, h in enumerate(program.ext) if len(at.sharing(h)) > 1}
+        alias = {v: at.alias[program.ext[-v - 1]] for v in shared}
+        movable = frozenset(where.keys() - shared)
+        for s in self.alive:
+            if self.links[s].connection.welcome.memory_limit:
+                at.held[s] = self.links[s].counters().held_bytes
         return Problem(
             graph, self.cluster(), where, alias, window.starts, may_split, prove, self.turn, movable
         )
@@ -305,16 +362,6 @@ class PoolExecutor:
             tuple(Shard(number[x.server], x.start, x.stop) for x in place.shards),
         )
 
-    def _reduce(self, handle: int) -> None:
-        """A value that is about to be written to has no copies: they would be left behind."""
-        at = self._at
-        group = at.alias.get(handle)
-        members = [handle] if group is None else [h for h, g in at.alias.items() if g == group]
-        for h in members:
-            place = at.place(h)
-            if len(place.servers) > 1:
-                at.keep_only(h, at.origin.get(h, place.servers[0]))
-
     def cluster(self) -> Cluster:
         """The servers that are alive, as the scheduler sees them now."""
         devices = []
@@ -332,7 +379,7 @@ class PoolExecutor:
         peer = self._peer if len(alive) > 1 else None
         return Cluster(tuple(devices), peer, alive.index(self._home))
 
-    def _known_of(self, window: Window, problem: Problem, plan: Plan) -> list[_Known]:
+    def _known_of(self, window: Window, problem: Problem, plan: Plan) -> list[Known]:
         servers, split = plan.placement.servers, plan.placement.split
         if self._lost:
             alive = self.alive
@@ -349,7 +396,7 @@ class PoolExecutor:
             begun = plan if start == 0 else None
             if all(len(s) == 1 for s in own) and len(set(own)) == 1:
                 server = own[0][0]
-                known.append(_Known(server, plan=begun))
+                known.append(Known(server, plan=begun))
                 continue
             shift = program.base - merged.base
             value = {slot: slot + shift for slot in range(program.n_slots)}
@@ -360,13 +407,13 @@ class PoolExecutor:
             # What enters the program by rows was made so by an earlier one.
             slicer = Slicer(program, own, split, value, specs, start)
             slices = slicer.slices()
-            sizes = list(_sizes(program))
-            known.append(_Known(own[0][0], slices, sizes, begun))
+            sizes = sizes_of(program)
+            known.append(Known(own[0][0], slices, list(sizes) if isinstance(sizes, list) else sizes, begun))
         return known
 
     # -- running -------------------------------------------------------------------------------------
 
-    def _run(self, program: Program, known: _Known, fetch: list[int], describe: list[int]) -> Outcome:
+    def _run(self, program: Program, known: Known, fetch: list[int], describe: list[int]) -> Outcome:
         self.turn += 1
         if known.plan is not None:
             self.followed.append(known.plan)
@@ -378,10 +425,10 @@ class PoolExecutor:
             return self._read(fetch, describe) if fetch or describe else Outcome()
         return self._run_whole(program, known, fetch, describe)
 
-    def _run_whole(self, program: Program, known: _Known, fetch: list[int], describe: list[int]) -> Outcome:
+    def _run_whole(self, program: Program, known: Known, fetch: list[int], describe: list[int]) -> Outcome:
         at, s = self._at, known.server
         if s in self._lost:
-            raise self._lost[s]
+            raise copy.copy(self._lost[s])
         link, where, single = self.links[s], at.where, at.single[s]
         inputs: list[tuple[int, Tensor]] = []
         elsewhere: list[int] = []
@@ -399,15 +446,16 @@ class PoolExecutor:
         wire, buffers, owners = inline_inputs(program)
         self._bind_results(program, s)
         whole = all(s in at.place(h).servers for h in fetch)
+        dead = at.take_dead(s)  # before this program's own are among them
         releases = at.release(program.release, s) if program.release else []
         request = link.message(
-            program,
+            self._checkable(program) if program.fresh and at.restrided else program,
             releases,
             inputs=wire,
             fetch=fetch if whole else [],
             describe=describe,
             quiet=not ((fetch and whole) or describe or program.fresh),
-            release=at.take_dead(s),
+            release=dead,
         )
         link.timings.capture += program.capture_s
         link.send(request, buffers)
@@ -422,30 +470,35 @@ class PoolExecutor:
             outcome.fetched = fetched_tensors(result, payload) if whole else self._read(fetch, []).fetched
         return outcome
 
+    def _checkable(self, program: Program) -> Program:
+        """Without the checks of views of values that are not laid out as they were when recorded."""
+        moved = {-k - 1 for k, h in enumerate(program.ext) if h in self._at.restrided}
+        if not moved:
+            return program
+        memory, code = Memory.of(program), instructions(program.key[0])
+        entries = program.entries
+        fresh = [i for i in program.fresh if not (entries[i].views and memory.root_of_view(code[i]) in moved)]
+        return replace(program, fresh=fresh)
+
     def _bind_results(self, program: Program, s: int) -> None:
-        static = self._static.get(program.key)
-        if static is None:
-            if len(self._static) >= MAX_KNOWN:
-                self._static.clear()
-            static = self._static[program.key] = _Static.of(program)
+        effects = self._effects.get(program.key) or self._effects_of(program)
         at, base, single = self._at, program.base, self._at.single[s]
         where = at.where
-        for slot in static.kept:
+        for slot in effects.kept:
             where[base + slot] = single
-        if at.origin and static.written:
-            for k in static.written:
-                self._reduce_to(program.ext[k], s)
-        for slot, root in static.views:
-            of = program.ext[-root - 1] if root < 0 else base + root
-            at.alias[base + slot] = at.alias.setdefault(of, of)
+        if effects.held:
+            self._hold(program, [(k, (s,)) for k in effects.held], effects)
+        for slot, root in effects.views:
+            at.share(base + slot, program.ext[-root - 1] if root < 0 else base + root)
 
-    def _reduce_to(self, handle: int, server: int) -> None:
+    def _hold(self, program: Program, homes: Sequence[tuple[int, tuple[int, ...]]], effects: Effects) -> None:
+        """What the program writes to, or keeps views of, has its memory there from now on."""
         at = self._at
-        group = at.alias.get(handle)
-        members = [handle] if group is None else [h for h, g in at.alias.items() if g == group]
-        for h in members:
-            if len(at.place(h).servers) > 1:
-                at.keep_only(h, server)
+        for k, servers in homes:
+            h = program.ext[k]
+            at.settle_home(h, servers[0])
+            if k in effects.written:
+                at.write(h, servers[0])
 
     def _specs(self, program: Program, handles: Sequence[int]) -> Callable[[], list[TensorSpec | None]]:
         def specs() -> list[TensorSpec | None]:
@@ -456,42 +509,45 @@ class PoolExecutor:
         return specs
 
     def _run_slices(self, program: Program, slices: Slices) -> None:
-        at = self._at
-        at.ensure(program.ext, slices.needs, self._specs(program, program.ext))
+        at, base, ext = self._at, program.base, program.ext
+
+        def name_of(slot: int) -> int:
+            return base + slot if slot >= 0 else ext[-slot - 1]
+
+        effects = self._effects_of(program)
+        at.ensure(ext, slices.needs, self._specs(program, ext))
+        self._hold(program, slices.homes, effects)
         parts: dict[tuple[int, int], int] = {}
-        gathered: dict[int, int] = {}
-        temporary: list[tuple[int, int]] = []
-        first = True
+        temporary: dict[int, int] = {}
+        self.links[self.alive[0]].timings.capture += program.capture_s
         for step in slices.steps:
             if isinstance(step, Run):
                 if step.server in self._lost:
-                    raise self._lost[step.server]
-                run = step.bind(program, gathered, checked=bool(program.fresh))
+                    raise copy.copy(self._lost[step.server])
+                run = step.bind(program, temporary, checked=bool(program.fresh))
                 run.first = self._part_number(program.first, step.numbers)
-                run.trace, program.trace = (program.trace if first else None), None
-                first = False
+                run.trace, program.trace = program.trace, None
                 self._send_run(run, step.server)
+                at.dead[step.server] += [temporary[number] for number in step.done]
             elif isinstance(step, Move):
-                at.move(step, program.base, parts)
-                if step.gather is not None:
-                    temporary.append((step.target, parts[step.gather, step.part]))
+                name = at.move(step, name_of)
+                if step.temporary is not None:
+                    parts[step.temporary, step.part] = temporary[step.temporary] = name
+            elif isinstance(step, Narrow):
+                temporary[step.number] = at.narrow(step, name_of)
             else:
-                assert isinstance(step, Gather)
-                name = gathered[step.number] = at.gather(step, program.base, parts)
-                temporary.append((step.server, name))
-        for server, name in temporary:
-            at.dead[server].append(name)
+                temporary[step.number] = at.gather(step, name_of, parts)
         for server, slots in slices.leftover.items():
-            at.dead[server] += [program.base + slot for slot in slots]
+            at.dead[server] += map(name_of, slots)
         for slot, place in slices.kept:
-            h = program.base + slot
+            h = base + slot
             at.where[h] = at.number(place)
             if len(place.servers) > 1:
                 at.origin[h] = place.servers[0]
+        for slot, root in effects.views:
+            at.share(base + slot, name_of(root))
         at.release(program.release, -1)
-        self.links[
-            slices.steps[0].server if isinstance(slices.steps[0], Run) else 0
-        ].timings.capture += program.capture_s
+        program.release = []
 
     def _send_run(self, run: Program, server: int) -> None:
         link = self.links[server]
@@ -507,7 +563,7 @@ class PoolExecutor:
         self._part += 1
         number = _PARTS + self._part * _STRIDE
         self._parts[number] = (first, numbers)
-        if len(self._parts) > 512:
+        if len(self._parts) > _MAX_PARTS:
             self._parts.popitem(last=False)
         return number
 
@@ -533,14 +589,20 @@ class PoolExecutor:
             key=(b"", b""), n_ext=0, n_slots=0, literals=[], floats=[], ext=[], base=0, inputs=[],
             release=[], entries=[], fresh=[],
         )  # fmt: skip
+        failures: list[GenieError] = []
+        sent: dict[int, list[int]] = {}
         for s, handles in wanted.items():
             link = self.links[s]
             request = link.message(empty, fetch=handles, describe=asked.get(s, []), release=at.take_dead(s))
-            link.send(request, [])
+            try:
+                link.send(request, [])
+            except GenieError as exc:
+                failures.append(exc)
+                continue
+            sent[s] = handles
         got: dict[tuple[int, int], Tensor] = {}
         described: dict[int, TensorSpec] = {}
-        failures: list[GenieError] = []
-        for s, handles in wanted.items():
+        for s, handles in sent.items():
             try:
                 result, payload = self._receive(self.links[s])
             except GenieError as exc:
@@ -566,9 +628,6 @@ class PoolExecutor:
     def _receive(self, link: ServerLink) -> tuple[Result, Tensor]:
         try:
             return link.receive()
-        except ServerLostError as exc:
-            self._lose(link, exc)
-            raise
         except RemoteError as exc:
             self._number(exc)
             raise
@@ -583,41 +642,51 @@ class PoolExecutor:
             exc.instruction = first + numbers[place] if place < len(numbers) else -1  # type: ignore[attr-defined]
 
     def _root_cause(self, exc: GenieError) -> GenieError:
-        """The error behind ``exc``: a transfer fails when the program that should have made the value did."""
-        for link in self.links:
-            if not link.connection.alive:
-                self._lose(link, exc)
-        if not isinstance(exc, PeerError):
-            return exc
+        """The error behind ``exc``: what a server waited for failed elsewhere. No server is left with an
+        error that it has not told, which a later read would take for its own."""
+        lost = self._lose_dead(exc)
+        if not isinstance(exc, RemoteError):
+            return lost or exc
+        failures: list[GenieError] = [exc]
         for s, link in enumerate(self.links):
             if s in self._lost:
                 continue
             try:
                 link.settle()
-            except ServerLostError as lost:
-                self._lose(link, lost)
-                return lost
-            except PeerError:
-                continue
-            except GenieError as cause:
+            except ServerLostError as gone:
+                lost = self._lose_dead(gone) or lost
+            except RemoteError as cause:
                 self._number(cause)
-                return cause
-        return exc
+                failures.append(cause)
+        first = _first(failures)
+        if isinstance(first, PeerError) and self._lost:
+            lost = lost or copy.copy(next(reversed(self._lost.values())))
+        return lost if lost is not None and isinstance(first, PeerError | ServerLostError) else first
 
     # -- members -------------------------------------------------------------------------------------
 
-    def _lose(self, link: ServerLink, exc: GenieError) -> None:
+    def _lose_dead(self, exc: GenieError) -> ServerLostError | None:
+        """Takes note of the servers whose connections have ended; the first one's error, if there is one."""
+        found: ServerLostError | None = None
+        for s, link in enumerate(self.links):
+            if s in self._lost or link.connection.alive:
+                continue
+            lost = exc if isinstance(exc, ServerLostError) and found is None else link.connection.lost
+            if not isinstance(lost, ServerLostError):
+                continue
+            found = found or lost
+            self._lose(s, lost)
+        return found
+
+    def _lose(self, s: int, exc: ServerLostError) -> None:
         """What only that server had is gone; the others go on."""
-        s = self.links.index(link)
-        if s in self._lost:
-            return
         self._lost[s] = exc
         self._peers.dissolve()
-        self._root, self._known = _Known(), 0
-        self._cursor = self._root
+        self._known.forget()
         self._at.lose(s)
         if self._home == s:
             self._home = -1
+            self._random_lost = self._drew
 
     def add(self, link: ServerLink, cost: CostModel | None = None, client: Link | None = None) -> None:
         """One more server, from the next window that is planned on."""
@@ -625,11 +694,12 @@ class PoolExecutor:
         self._at.grow(link)
         self._busy.append(0.0)
         self._costs.append(cost if cost is not None else NominalCost())
+        missing = len(self.links) - 1 - len(self._client_links)
         if client is not None:
-            self._client_links.append(client)
+            self._client_links += [Link(2e-4, 1e9)] * missing + [client]
+        link.begin(self.links[0].nonce)
         self._peers.dissolve()
-        self._root, self._known = _Known(), 0
-        self._cursor = self._root
+        self._known.forget()
 
     def close(self) -> None:
         self._pending = []
@@ -637,50 +707,14 @@ class PoolExecutor:
             link.close()
 
 
-@dataclass(frozen=True)
-class _Static:
-    """What a template does to the places of its values: slots kept, views kept with what they are views
-    of, externals written to."""
-
-    kept: tuple[int, ...]
-    views: tuple[tuple[int, int], ...]
-    written: tuple[int, ...]
-
-    @classmethod
-    def of(cls, program: Program) -> _Static:
-        roots: dict[int, int] = {}
-        for instruction, entry in zip(instructions(program.key[0]), program.entries, strict=True):
-            if entry.views and instruction.reads.new:
-                root = roots.get(instruction.slots[0], instruction.slots[0])
-                for k in range(instruction.reads.new):
-                    roots[instruction.first_new + k] = root
-        kept = tuple(h - program.base for h in program.kept_handles())
-        return cls(kept, tuple((s, roots[s]) for s in kept if s in roots), _written_externals(program))
-
-
-def _written_externals(program: Program) -> tuple[int, ...]:
-    """Numbers of the externals whose memory the program writes to."""
-    roots: dict[int, int] = {}
-    written: set[int] = set()
-    for instruction, entry in zip(instructions(program.key[0]), program.entries, strict=True):
-        if entry.views and instruction.reads.new:
-            root = roots.get(instruction.slots[0], instruction.slots[0])
-            for k in range(instruction.reads.new):
-                roots[instruction.first_new + k] = root
-        if entry.writes:
-            places = instruction.reads.written or range(len(instruction.slots))
-            for place in places:
-                root = roots.get(instruction.slots[place], instruction.slots[place])
-                if root < 0:
-                    written.add(-root - 1)
-    return tuple(sorted(written))
+_SEEDS = frozenset({"genie::manual_seed", "genie::set_rng_state"})
 
 
 def _first(failures: list[GenieError]) -> GenieError:
     """The one to tell: no mere consequence of another, and the earliest."""
 
-    def rank(exc: GenieError) -> tuple[bool, int]:
+    def rank(exc: GenieError) -> tuple[bool, int, bool]:
         n = getattr(exc, "instruction", -1)
-        return isinstance(exc, PeerError), n if n >= 0 else 1 << 62
+        return isinstance(exc, PeerError), n if n >= 0 else 1 << 62, "could not make it" in str(exc)
 
     return min(failures, key=rank)

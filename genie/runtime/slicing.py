@@ -2,7 +2,8 @@
 
 A program of a window whose instructions all run on one server is left as it is. Any other is cut into
 *runs*, each the instructions of one server between two moves. A value keeps its handle on every server,
-so a run binds what it keeps to the names that the values have in the whole program.
+so a run binds what it keeps to the names that the values have in the whole program. A value moves when its
+memory is written to for the last time in the program: who reads it before that is where it is written.
 """
 
 from __future__ import annotations
@@ -13,129 +14,26 @@ from dataclasses import dataclass, field
 
 from genie.errors import PlanError
 from genie.frontend.program import Program
-from genie.runtime.window import Instruction, instructions
+from genie.runtime.steps import Gather, Move, Narrow, Need, Run, Slices, Step
+from genie.runtime.window import Instruction, Memory, instructions
 from genie.scheduler.batch_axis import part_spec
 from genie.scheduler.plan import BatchSplit
-from genie.scheduler.where import Where
+from genie.scheduler.where import Axis, Shard, Where
 from genie.wire.messages import TensorSpec
-
-
-@dataclass(frozen=True)
-class Need:
-    """Where an external of a program must be before the program runs: whole on ``servers``, or, with
-    ``sharded``, just there by rows."""
-
-    servers: tuple[int, ...] = ()
-    sharded: Where | None = None
-
-
-@dataclass(frozen=True)
-class Move:
-    """A value that the program made goes from ``source`` to ``target``. With ``gather`` it is the source's
-    rows of a sharded value, and becomes part number ``part`` of the temporary ``gather`` on the target."""
-
-    slot: int
-    source: int
-    target: int
-    spec: TensorSpec
-    gather: int | None = None
-    part: int = 0
-
-
-@dataclass(frozen=True)
-class Gather:
-    """On ``server`` the ``parts`` of a sharded value become the temporary ``number``; the server's own part
-    (``own``, a place among them, or None) is bound to the value's handle."""
-
-    number: int
-    server: int
-    slot: int
-    dim: int
-    parts: int
-    own: int | None
-
-
-@dataclass
-class Run:
-    """Instructions of a program on one server, as a template of their own.
-
-    ``ext``: for each external of the run, where its handle comes from: k >= 0 the program's k-th external,
-    else ~slot of the program; those in ``temporaries`` (by place) are gathered values. ``literals``: places
-    in the program's vector; ``scaled``: literals that the part of a batch changes. ``release``: the program's
-    slots that die on this server after the run.
-    """
-
-    server: int
-    key: tuple[bytes, bytes]
-    names: bytes
-    n_slots: int
-    ext: list[int]
-    temporaries: dict[int, int]
-    literals: list[int]
-    scaled: dict[int, int]
-    floats: list[int]
-    numbers: list[int]
-    layouts: list[tuple[int, list[int]]]
-    replay: bool
-    release: list[int] = field(default_factory=list)
-
-    def bind(self, program: Program, temporaries: Mapping[int, int], checked: bool) -> Program:
-        """The run for one call. ``temporaries``: the handles of gathered values. ``checked``: what is
-        fresh in the program is checked in the run (its sizes are those of the whole)."""
-        base, ext = program.base, program.ext
-        handles = [ext[k] if k >= 0 else base + ~k for k in self.ext]
-        for place, number in self.temporaries.items():
-            handles[place] = temporaries[number]
-        literals = [program.literals[i] for i in self.literals]
-        for place, value in self.scaled.items():
-            literals[place] = value
-        entries = [program.entries[i] for i in self.numbers]
-        fresh: list[int] = []
-        if checked and program.fresh:
-            new = set(program.fresh)
-            fresh = [place for place, i in enumerate(self.numbers) if i in new]
-        return Program(
-            key=self.key,
-            n_ext=len(handles),
-            n_slots=self.n_slots,
-            literals=literals,
-            floats=[program.floats[i] for i in self.floats],
-            ext=handles,
-            base=base,
-            inputs=[],
-            release=[base + slot for slot in self.release],
-            entries=entries,
-            fresh=fresh,
-            layouts=self.layouts,
-            replay=self.replay,
-            names=self.names,
-        )
-
-
-Step = Run | Move | Gather
-
-
-@dataclass
-class Slices:
-    """How one program runs by parts. ``kept``: where each of the program's kept slots is afterwards.
-    ``leftover``: by server, slots to free there after all steps."""
-
-    steps: list[Step]
-    needs: list[Need]
-    kept: list[tuple[int, Where]]
-    leftover: dict[int, list[int]]
 
 
 @dataclass
 class _Segment:
     server: int
     numbers: list[int] = field(default_factory=list)
-    gathers: dict[int, int] = field(default_factory=dict)  # slot -> temporary
+    before: list[Step] = field(default_factory=list)
+    after: list[Move] = field(default_factory=list)
 
 
 class Slicer:
     """Cuts one program. ``servers``: of each instruction. ``value``: the number in the window's graph of a
-    slot (externals negative); ``axes`` of the split are by those. ``specs``: of the values by slot."""
+    slot (externals negative); ``axes`` of the split are by those. ``specs``: of the values by slot.
+    ``first``: the number in the window of the program's first instruction."""
 
     def __init__(
         self,
@@ -149,98 +47,182 @@ class Slicer:
         self._program, self._servers, self._split = program, servers, split
         self._value, self._specs = value, specs
         self._scaled = {} if split is None else split.batch.literals
-        self._first = first  # number of the program's first instruction in the window
+        self._first = first
         self._code: tuple[Instruction, ...] = instructions(program.key[0])
         self._maker: dict[int, int] = {}
         for number, i in enumerate(self._code):
             for k in range(i.reads.new):
                 self._maker[i.first_new + k] = number
-        #: by server: slots that no run there can free, because they are sent away after the last one
-        self.leftover: dict[int, list[int]] = {}
+        self._memory = Memory.of(program)
         self._all = () if split is None else tuple(sorted(s.server for s in split.shards))
+        self._shards: dict[int, Shard] = {} if split is None else {s.server: s for s in split.shards}
+        self._external: dict[int, tuple[int, ...]] = {}  # servers that have one whole from the start
+        #: (slot, server, by rows) -> number of the temporary value, and the instruction it is made before
+        self._temporaries: dict[tuple[int, int, bool], tuple[int, int]] = {}
+        self._moved: dict[tuple[int, int], int] = {}  # (slot, target) -> before
+        kept = array("i")
+        kept.frombytes(program.key[1])
+        self._kept_slots = kept.tolist()
 
     def slices(self) -> Slices:
         """Raises PlanError for what cannot be carried out."""
-        self._cuts()
-        steps: list[Step] = []
-        for segment in self._ordered():
-            for slot, number in segment.gathers.items():
-                steps.append(self._gather(slot, number, segment.server))
+        needs = self._needs()
+        self._find_moves()
+        self._cut()
+        # What a segment waits for was made by the last instruction of another, which is earlier.
+        segments = sorted(self._segments, key=lambda s: (s.numbers[-1], s.server))
+        steps: list[Step] = list(self._at_start)
+        for segment in segments:
+            steps += segment.before
             steps.append(self._run(segment))
-            steps += self._moves.get(id(segment), [])
-        self._release(steps)
-        return Slices(steps, self._needs(), self._kept(), self.leftover)
+            steps += segment.after
+        return Slices(steps, needs, self._kept(), self._release(steps), self._homes())
 
     # -- where values are --------------------------------------------------------------------------
 
-    def _is_sharded(self, slot: int) -> bool:
-        """Whether each server has its rows of it: the batch is in it, and all parts make (or read) it."""
-        if self._split is None or self._value[slot] not in self._split.batch.axes:
-            return False
-        return slot < 0 or self._servers[self._maker[slot]] == self._all
+    def _axis(self, slot: int) -> Axis | None:
+        """Where the batch lies in a value, if it is in it."""
+        return None if self._split is None else self._split.batch.axes.get(self._value[slot])
 
-    def _cuts(self) -> None:
-        """Segments by server, cut where something must leave or arrive, and the moves after each."""
-        code, servers = self._code, self._servers
-        incoming: dict[int, set[int]] = {}  # instruction -> servers where something must arrive first
-        leaving: set[tuple[int, int]] = set()  # (maker, server): something leaves after it
-        wanted: list[tuple[int, int, int, int]] = []  # slot, source, target, before
-        gathered: dict[tuple[int, int], tuple[int, int]] = {}  # (slot, target) -> (temporary, before)
-        moved: set[tuple[int, int]] = set()
-        for number, i in enumerate(code):
-            for slot in dict.fromkeys(i.slots):
-                if slot < 0:
+    def _made(self, slot: int) -> tuple[int, ...]:
+        return self._servers[self._maker[slot]] if slot >= 0 else self._external[slot]
+
+    def _is_sharded(self, slot: int) -> bool:
+        """Whether each server has its rows of it as it is made."""
+        return self._axis(slot) is not None and len(self._all) > 1 and self._made(slot) == self._all
+
+    def _takes_rows(self, slot: int, number: int) -> bool:
+        """Whether instruction ``number`` works on the server's rows of the value."""
+        return self._axis(slot) is not None and len(self._all) > 1 and self._servers[number] == self._all
+
+    def _needs(self) -> list[Need]:
+        whole: dict[int, set[int]] = {}
+        by_rows: set[int] = set()
+        for number, i in enumerate(self._code):
+            for slot in i.slots:
+                if slot >= 0:
                     continue
-                maker = self._maker[slot]
-                made = servers[maker]
-                for target in servers[number]:
-                    if self._is_sharded(slot):
-                        if servers[number] == self._all:
-                            continue
-                        if (slot, target) not in gathered:
-                            gathered[slot, target] = (len(gathered), number)
-                            incoming.setdefault(number, set()).add(target)
-                            leaving.update((maker, s) for s in made)
-                    elif target not in made and (slot, target) not in moved:
-                        moved.add((slot, target))
-                        wanted.append((slot, made[0], target, number))
-                        incoming.setdefault(number, set()).add(target)
-                        leaving.add((maker, made[0]))
+                if self._takes_rows(slot, number):
+                    by_rows.add(slot)
+                else:
+                    last = self._memory.last_write.get(slot, number)
+                    # What was written moves from where it was written.
+                    whole.setdefault(slot, set()).update(self._servers[min(number, last)])
+        needs = []
+        for k in range(self._program.n_ext):
+            slot = -k - 1
+            axis = self._axis(slot)
+            written = self._memory.last_write.get(slot)
+            rewritten = written is not None and self._servers[written] == self._all
+            if slot in by_rows and (slot not in whole or rewritten):
+                assert axis is not None and self._split is not None
+                self._external[slot] = self._all
+                needs.append(Need(sharded=Where(axis=axis, shards=self._split.shards)))
+                continue
+            servers = tuple(sorted(whole.get(slot, ())))
+            if axis is not None and servers == self._all:
+                servers = servers[:1]  # so that it is not taken for a sharded one
+            self._external[slot] = servers
+            needs.append(Need(servers))
+        return needs
+
+    # -- what moves --------------------------------------------------------------------------------
+
+    def _find_moves(self) -> None:
+        for number, i in enumerate(self._code):
+            for slot in dict.fromkeys(i.slots):
+                rows, made = self._takes_rows(slot, number), self._made(slot)
+                for server in self._servers[number]:
+                    if self._is_sharded(slot) != rows:
+                        key = (slot, server, rows)
+                        if key not in self._temporaries:
+                            self._temporaries[key] = (len(self._temporaries), number)
+                            self._check(slot, number)
+                    elif not rows and server not in made and (slot, server) not in self._moved:
+                        self._moved[slot, server] = number
+                        self._check(slot, number)
+
+    def _check(self, slot: int, number: int) -> None:
+        if self._memory.ready(slot) >= number:
+            raise PlanError(
+                f"the plan moves a value to instruction {self._first + number}, but instruction "
+                f"{self._first + self._memory.ready(slot)} writes to it later: place both alike"
+            )
+        if self._split is not None and self._value[slot] in self._split.batch.local:
+            raise PlanError(
+                f"the plan moves a value to instruction {self._first + number} that means something only to "
+                "the part of the batch that made it: place what reads it on all servers of the split"
+            )
+
+    def _cut(self) -> None:
+        """Segments by server, cut where something must leave or arrive, with the moves."""
+        arriving: dict[int, set[int]] = {}
+        leaving: set[tuple[int, int]] = set()
+        for (slot, target), before in self._moved.items():
+            arriving.setdefault(before, set()).add(target)
+            leaving.add((self._memory.ready(slot), self._made(slot)[0]))
+        for (slot, target, _), (_, before) in self._temporaries.items():
+            arriving.setdefault(before, set()).add(target)
+            sources = self._made(slot) if self._is_sharded(slot) else self._made(slot)[:1]
+            leaving.update((self._memory.ready(slot), s) for s in sources)
         open_: dict[int, _Segment] = {}
         done: list[_Segment] = []
-        of: dict[tuple[int, int], _Segment] = {}
-        for number, placed in enumerate(servers):
+        self._of: dict[tuple[int, int], _Segment] = {}
+        for number, placed in enumerate(self._servers):
             for s in placed:
-                if s in incoming.get(number, ()) and s in open_:
+                if s in arriving.get(number, ()) and s in open_:
                     done.append(open_.pop(s))
                 segment = open_.get(s)
                 if segment is None:
                     segment = open_[s] = _Segment(s)
                 segment.numbers.append(number)
-                of[number, s] = segment
+                self._of[number, s] = segment
                 if (number, s) in leaving:
                     done.append(open_.pop(s))
-        done += open_.values()
-        self._segments = done
-        self._moves: dict[int, list[Move]] = {}
-        for slot, source, target, _before in wanted:
-            segment = of[self._maker[slot], source]
-            self._moves.setdefault(id(segment), []).append(Move(slot, source, target, self._spec(slot)))
-        self._temporaries = gathered
-        for (slot, target), (temporary, before) in gathered.items():
-            of[before, target].gathers[slot] = temporary
-            assert self._split is not None
-            axis = self._split.batch.axes[self._value[slot]]
-            for part, shard in enumerate(self._split.shards):
-                if shard.server != target:
-                    spec = part_spec(self._spec(slot), axis, shard.rows, self._split.batch.size)
-                    segment = of[self._maker[slot], shard.server]
-                    self._moves.setdefault(id(segment), []).append(
-                        Move(slot, shard.server, target, spec, temporary, part)
-                    )
-        self._sent = {(move.slot, move.source) for moves in self._moves.values() for move in moves}
-        # A gathered value's own part is needed where it is gathered.
-        self._sent |= {(slot, target) for slot, target in gathered}
+        self._segments = done + list(open_.values())
+        self._at_start: list[Move] = []
+        self._sent: set[tuple[int, int]] = set()  # (slot, server): needed there under its own handle
+        for slot, target in self._moved:
+            self._leave(Move(slot, self._made(slot)[0], target, self._spec(slot)))
+        for (slot, target, rows), (number, before) in self._temporaries.items():
+            segment = self._of[before, target]
+            if rows:
+                self._scatter(slot, target, number, segment)
+            else:
+                self._gather(slot, target, number, segment)
+
+    def _leave(self, move: Move) -> None:
+        after = self._memory.ready(move.slot)
+        moves = self._at_start if after < 0 else self._of[after, move.source].after
+        moves.append(move)
+        self._sent.add((move.slot, move.source))
+
+    def _scatter(self, slot: int, target: int, number: int, segment: _Segment) -> None:
+        """A whole value's rows that ``target`` works on."""
+        axis, shard = self._axis(slot), self._shards[target]
+        assert axis is not None and self._split is not None
+        start, length = shard.start * axis.inner, shard.rows * axis.inner
+        made = self._made(slot)
+        if target in made:
+            segment.before.append(Narrow(number, target, slot, axis.dim, start, start + length))
+            self._sent.add((slot, target))
+            return
+        spec = part_spec(self._spec(slot), axis, shard.rows, self._split.batch.size)
+        self._leave(Move(slot, made[0], target, spec, number, 0, (axis.dim, start, length)))
+
+    def _gather(self, slot: int, target: int, number: int, segment: _Segment) -> None:
+        """All rows of a sharded value."""
+        axis, split = self._axis(slot), self._split
+        assert axis is not None and split is not None
+        own = None
+        for part, shard in enumerate(split.shards):
+            if shard.server == target:
+                own = part
+                self._sent.add((slot, target))
+                continue
+            spec = part_spec(self._spec(slot), axis, shard.rows, split.batch.size)
+            self._leave(Move(slot, shard.server, target, spec, number, part))
+        segment.before.append(Gather(number, target, slot, axis.dim, len(split.shards), own))
 
     def _spec(self, slot: int) -> TensorSpec:
         spec = self._specs.get(slot)
@@ -252,43 +234,30 @@ class Slicer:
             )
         return spec
 
-    def _ordered(self) -> list[_Segment]:
-        # What a segment waits for was made by the last instruction of another, which is earlier.
-        return sorted(self._segments, key=lambda s: (s.numbers[-1], s.server))
-
-    # -- steps ------------------------------------------------------------------------------------
-
-    def _gather(self, slot: int, number: int, server: int) -> Gather:
-        assert self._split is not None
-        shards = self._split.shards
-        own = next((k for k, s in enumerate(shards) if s.server == server), None)
-        return Gather(number, server, slot, self._split.batch.axes[self._value[slot]].dim, len(shards), own)
+    # -- runs -------------------------------------------------------------------------------------
 
     def _run(self, segment: _Segment) -> Run:
         code, program, s = self._code, self._program, segment.server
-        inside = set(segment.numbers)
-        rows = None
-        if self._split is not None and s in self._all:
-            rows = next(shard.rows for shard in self._split.shards if shard.server == s)
+        rows = self._shards[s].rows if len(self._all) > 1 and s in self._shards else None
         out, names, kept = array("i"), array("i"), array("i")
         local: dict[int, int] = {}
-        ext: dict[tuple[str, int], int] = {}
+        ext: dict[tuple[bool, int], int] = {}  # (temporary, its number or the slot) -> place
         literals: list[int] = []
         floats: list[int] = []
         scaled: dict[int, int] = {}
-        outliving = self._outliving(segment, inside)
+        outliving = self._outliving(segment)
         n_slots = 0
         for number in segment.numbers:
             i = code[number]
             out.append(i.tid)
             for slot in i.slots:
-                if slot in local:
+                temporary = self._temporaries.get((slot, s, self._takes_rows(slot, number)))
+                if temporary is not None:
+                    out.append(-ext.setdefault((True, temporary[0]), len(ext)) - 1)
+                elif slot in local:
                     out.append(local[slot])
-                    continue
-                key = ("x", slot)
-                if slot >= 0 and self._is_sharded(slot) and self._servers[number] != self._all:
-                    key = ("t", self._temporaries[slot, s][0])
-                out.append(-ext.setdefault(key, len(ext)) - 1)
+                else:
+                    out.append(-ext.setdefault((False, slot), len(ext)) - 1)
             if rows is not None and self._servers[number] == self._all:
                 for position, inner in self._scaled.get(self._first + number, ()):
                     scaled[len(literals) + position] = rows * inner
@@ -307,20 +276,25 @@ class Slicer:
             names=names.tobytes(),
             n_slots=n_slots,
             # Slot -(k+1) stands for the k-th external: ~slot either way.
-            ext=[~x if kind == "x" else 0 for kind, x in ext],
-            temporaries={place: x for place, (kind, x) in enumerate(ext) if kind == "t"},
+            ext=[0 if temporary else ~x for temporary, x in ext],
+            temporaries={place: x for place, (temporary, x) in enumerate(ext) if temporary},
             literals=literals,
             scaled=scaled,
             floats=floats,
             numbers=segment.numbers,
             layouts=[(local[slot], dims) for slot, dims in program.layouts if slot in local],
             replay=program.replay,
+            loose=frozenset(
+                place
+                for place, number in enumerate(segment.numbers)
+                if program.entries[number].views and self._memory.root_of_view(code[number]) not in local
+            ),
         )
 
-    def _outliving(self, segment: _Segment, inside: set[int]) -> set[int]:
+    def _outliving(self, segment: _Segment) -> set[int]:
         """The segment's values that something outside of it on this server needs, or that are kept."""
-        s = segment.server
-        keep = {*self._kept_slots(), *(slot for slot, source in self._sent if source == s)}
+        s, inside = segment.server, set(segment.numbers)
+        keep = {*self._kept_slots, *(slot for slot, source in self._sent if source == s)}
         keep = {slot for slot in keep if slot >= 0 and self._maker[slot] in inside}
         for number, i in enumerate(self._code):
             if number in inside and s in self._servers[number]:
@@ -330,73 +304,64 @@ class Slicer:
                     keep.add(slot)
         return keep
 
-    def _kept_slots(self) -> list[int]:
-        slots = array("i")
-        slots.frombytes(self._program.key[1])
-        return slots.tolist()
+    # -- afterwards -------------------------------------------------------------------------------
 
-    def _release(self, steps: list[Step]) -> None:
-        """What the program does not keep dies on each server after the last step there that uses it."""
-        keep = set(self._kept_slots())
+    def _release(self, steps: list[Step]) -> dict[int, list[int]]:
+        """What the program does not keep dies on each server after the last step there that uses it. Returns
+        what no run can free, because it is sent away after the last one."""
+        leftover: dict[int, list[int]] = {}
+        keep = set(self._kept_slots)
         last: dict[tuple[int, int], int] = {}  # (server, slot) -> step
-        runs = {k: step for k, step in enumerate(steps) if isinstance(step, Run)}
+        last_temporary: dict[int, Run] = {}
         for k, step in enumerate(steps):
             if isinstance(step, Run):
                 for place, source in enumerate(step.ext):
-                    if source < 0 and place not in step.temporaries:
+                    if place in step.temporaries:
+                        last_temporary[step.temporaries[place]] = step
+                    elif source < 0:
                         last[step.server, ~source] = k
                 names = array("i")
                 names.frombytes(step.names)
                 for slot in names:
                     last.setdefault((step.server, slot), k)
             elif isinstance(step, Move):
-                last[step.source, step.slot] = k
-                if step.gather is None:
-                    last.setdefault((step.target, step.slot), k)
-            else:
-                if step.own is not None:
-                    last[step.server, step.slot] = k
+                if step.slot >= 0:
+                    last[step.source, step.slot] = k
+                    if step.temporary is None:
+                        last.setdefault((step.target, step.slot), k)
+                elif step.temporary is None:
+                    leftover.setdefault(step.target, []).append(step.slot)
+            elif step.slot >= 0 and not (isinstance(step, Gather) and step.own is None):
+                last[step.server, step.slot] = k
+        for number, run in last_temporary.items():
+            run.done.append(number)
+        runs = {k: step for k, step in enumerate(steps) if isinstance(step, Run)}
         for (server, slot), at in last.items():
-            if slot in keep and server in self._servers[self._maker[slot]]:
+            if slot in keep and server in self._made(slot):
                 continue
             after = [k for k, run in runs.items() if run.server == server and k >= at]
             if after:
                 runs[after[0]].release.append(slot)
             else:
-                self.leftover.setdefault(server, []).append(slot)
-
-    # -- externals and results --------------------------------------------------------------------
-
-    def _needs(self) -> list[Need]:
-        whole: list[set[int]] = [set() for _ in self._program.ext]
-        sharded: list[bool] = [False] * len(whole)
-        for number, i in enumerate(self._code):
-            for slot in i.slots:
-                if slot >= 0:
-                    continue
-                if self._is_sharded(slot) and self._servers[number] == self._all:
-                    sharded[-slot - 1] = True
-                else:
-                    whole[-slot - 1].update(self._servers[number])
-        needs = []
-        for k, (servers, by_rows) in enumerate(zip(whole, sharded, strict=True)):
-            if by_rows and servers:
-                raise PlanError(f"external {k} is needed whole and by rows of the batch: do not split it")
-            if by_rows:
-                assert self._split is not None
-                axis = self._split.batch.axes[self._value[-k - 1]]
-                needs.append(Need(sharded=Where(axis=axis, shards=self._split.shards)))
-            else:
-                needs.append(Need(tuple(sorted(servers))))
-        return needs
+                leftover.setdefault(server, []).append(slot)
+        return leftover
 
     def _kept(self) -> list[tuple[int, Where]]:
-        kept = []
-        for slot in self._kept_slots():
-            if self._is_sharded(slot):
-                assert self._split is not None
-                axis = self._split.batch.axes[self._value[slot]]
-                kept.append((slot, Where(axis=axis, shards=self._split.shards)))
-            else:
-                kept.append((slot, Where(servers=self._servers[self._maker[slot]])))
-        return kept
+        return [(slot, self._whereabouts(slot, self._made(slot))) for slot in self._kept_slots]
+
+    def _whereabouts(self, slot: int, servers: tuple[int, ...]) -> Where:
+        if not self._is_sharded(slot):
+            return Where(servers=servers)
+        assert self._split is not None
+        return Where(axis=self._axis(slot), shards=self._split.shards)
+
+    def _homes(self) -> list[tuple[int, tuple[int, ...]]]:
+        homes: dict[int, tuple[int, ...]] = {}
+        for slot in self._kept_slots:
+            root = self._memory.root.get(slot, slot)
+            if root < 0:
+                homes.setdefault(-root - 1, self._made(slot))
+        for root, last in self._memory.last_write.items():
+            if root < 0:
+                homes[-root - 1] = self._servers[last]
+        return sorted(homes.items())

@@ -10,12 +10,13 @@ from functools import lru_cache
 from genie.frontend.entries import Entry, definition
 from genie.frontend.program import Program
 from genie.frontend.specs import Spec
+from genie.scheduler.flow import written
 
 
 @dataclass(frozen=True)
 class Reads:
     """What one op definition takes: tensor arguments, ints and floats from the vectors; new tensors made.
-    ``written``: positions among the tensor arguments that it returns changed."""
+    ``written``: positions among the tensor arguments of those that it writes to, if it writes."""
 
     tensors: int
     literals: int
@@ -43,7 +44,56 @@ def reads_of(tid: int) -> Reads:
             floats += 1
         elif kind == "fl":
             floats += payload[0]
-    return Reads(tensors, literals, floats, d.outs.count(-1), tuple(sorted({o for o in d.outs if o >= 0})))
+    places = tuple(range(tensors))
+    named = tuple(sorted({o for o in d.outs if o >= 0}))
+    changed = tuple(written(_Call(d.op, d.args, places, named)))  # type: ignore[arg-type]
+    return Reads(tensors, literals, floats, d.outs.count(-1), changed or places)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An op definition, as `genie.scheduler.flow.written` asks of a node."""
+
+    op: str
+    args: list
+    inputs: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Who shares and writes memory in a program. ``root``: of a slot that is a view, what it is a view of;
+    ``last_write``: of a slot that owns memory, the last instruction that writes to it (or to a view of it);
+    only what is written has one. ``made``: the instruction that makes a slot; -1 for externals."""
+
+    root: dict[int, int]
+    last_write: dict[int, int]
+    made: dict[int, int]
+
+    @classmethod
+    def of(cls, program: Program) -> Memory:
+        root: dict[int, int] = {}
+        last_write: dict[int, int] = {}
+        made: dict[int, int] = {}
+        pairs = zip(instructions(program.key[0]), program.entries, strict=True)
+        for number, (i, entry) in enumerate(pairs):
+            for slot in range(i.first_new, i.first_new + i.reads.new):
+                made[slot] = number
+                if entry.views:
+                    root[slot] = root.get(i.slots[0], i.slots[0])
+            if entry.writes:
+                for place in i.reads.written:
+                    slot = i.slots[place]
+                    last_write[root.get(slot, slot)] = number
+        return cls(root, last_write, made)
+
+    def root_of_view(self, view: Instruction) -> int:
+        """What a view is a view of."""
+        return self.root.get(view.slots[0], view.slots[0])
+
+    def ready(self, slot: int) -> int:
+        """The instruction after which the value has its final content; -1 for an unwritten external."""
+        return max(self.made.get(slot, -1), self.last_write.get(self.root.get(slot, slot), -1))
 
 
 @dataclass(frozen=True)

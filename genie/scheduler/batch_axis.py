@@ -75,6 +75,8 @@ def _read(p: Proof, node: Node) -> None:
             p.all_whole(node, inputs, "has no rule")
     elif touched or always:
         apply(p, node)
+        if keeps_counters and inputs and inputs[0] in p.counters:
+            p.counters.update(outputs)
         if p.mixed and node.leaves:
             for value in outputs:
                 if value in p.mixed:

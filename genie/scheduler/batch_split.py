@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from genie.scheduler.placing import proposal, settled
-from genie.scheduler.plan import BatchSplit, Declined, Placement
+from genie.scheduler.placing import proposal, server_counts, settled
+from genie.scheduler.plan import BatchAxes, BatchSplit, Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.where import Shard
-from genie.srg.graph import Origin
+from genie.srg.cost import COMPUTE
+from genie.srg.graph import Graph, Origin
 
 
 def batch_splits(problem: Problem, policy: str) -> list[Placement | Declined]:
-    """One proposal for each number of servers from two, with rows in proportion to the devices' speed; or
+    """A proposal for each of several numbers of servers, with rows in proportion to the devices' speed; or
     why there is none. The proof comes from ``problem.prove_batch``; without one nothing is split."""
     devices = problem.cluster.devices
     if len(devices) < 2:
@@ -29,20 +30,26 @@ def batch_splits(problem: Problem, policy: str) -> list[Placement | Declined]:
         return [Declined(policy, "nothing here can prove that the batch can be split")]
     refused: list[Placement | Declined] = []
     for size, externals in sizes:
-        batch = problem.prove_batch(problem.graph, externals)
+        batch, end = _proven(problem, externals)
         if isinstance(batch, str):
             refused.append(Declined(policy, f"batch of {size}: {batch}"))
             continue
         order = sorted((sum(problem.seconds[d.index]), d.index) for d in devices)
         proposals: list[Placement | Declined] = []
-        for k in range(2, min(len(devices), batch.size) + 1):
+        least = float("inf")
+        for k in server_counts(min(len(devices), batch.size)):
             chosen = sorted(index for _, index in order[:k])
             rows = proportional_rows(batch.size, [sum(problem.seconds[d]) for d in chosen])
+            seconds = max(n * sum(problem.seconds[d]) for n, d in zip(rows, chosen, strict=True))
+            if seconds >= least:
+                continue  # one server more, and the longest is as long
+            least = seconds
             shards, at = [], 0
             for server, count in zip(chosen, rows, strict=True):
                 shards.append(Shard(server, at, at + count))
                 at += count
-            servers = settled(problem, [tuple(chosen)] * len(problem.graph.nodes), batch.axes)
+            rest = len(problem.graph.nodes) - end
+            servers = settled(problem, [tuple(chosen)] * end + [(chosen[0],)] * rest, batch.axes)
             shares = " + ".join(map(str, rows))
             proposals.append(
                 proposal(problem, Placement(
@@ -52,6 +59,23 @@ def batch_splits(problem: Problem, policy: str) -> list[Placement | Declined]:
             )  # fmt: skip
         return proposals
     return refused
+
+
+def _proven(problem: Problem, externals: list[int]) -> tuple[BatchAxes | str, int]:
+    """The proof, and the end of the instructions that it covers. Where the whole window does not split, all
+    to the last arithmetic may: what follows (a test whether any sequence goes on) then runs on one server."""
+    graph, prove = problem.graph, problem.prove_batch
+    assert prove is not None
+    # A seed concerns no value; it stays on its own server.
+    nodes = [n for n in graph.nodes if n.inputs or n.outputs]
+    batch = prove(Graph(graph.externals, nodes, graph.edges, graph.digest), externals)
+    end = 1 + max((n.number for n in nodes if n.name in COMPUTE), default=-1)
+    if isinstance(batch, str) and 0 < end < len(graph.nodes):
+        part = [n for n in nodes if n.number < end]
+        begun = prove(Graph(graph.externals, part, graph.edges, graph.digest), externals)
+        if not isinstance(begun, str):
+            return begun, end
+    return batch, len(graph.nodes)
 
 
 def _batches(problem: Problem) -> list[tuple[int, list[int]]]:

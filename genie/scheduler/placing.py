@@ -112,6 +112,12 @@ def proposal(problem: Problem, placement: Placement) -> Placement | Declined:
     return placement
 
 
+def server_counts(most: int) -> list[int]:
+    """Over how many servers a split is tried: up to four each number, then doubling, and all. Each is a
+    candidate to simulate, and a number between two of them gains little."""
+    return sorted({k for k in (2, 3, 4, *(1 << i for i in range(3, 16)), most) if 2 <= k <= most})
+
+
 def missing_bytes(problem: Problem, weights: Sequence[int], server: int) -> int:
     """Of ``weights`` (external values), those that ``server`` does not have."""
     where, nbytes = problem.where, problem.flow.nbytes

@@ -61,7 +61,8 @@ def transfers(problem: Problem, placement: Placement) -> tuple[Transfer, ...]:
         if read is None:
             read = seen[servers] = set()
         for v in flow.inputs[number]:
-            if v in read or (v >= 0 and at[made[v]] == servers and v not in axes):
+            # Made by the same servers, in rows or whole as it is read: it is there.
+            if v in read or (v >= 0 and at[made[v]] == servers):
                 continue
             here = made_at(problem, placement, v)
             if v not in rewritten:

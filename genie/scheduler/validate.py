@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from genie.errors import PlanError
 from genie.scheduler.plan import Placement, Transfer
@@ -151,11 +151,25 @@ def _split(problem: Problem, placement: Placement) -> None:
                 f"works on {value_name(batched[0])}, which has the batch, on servers {servers}: its rows are "
                 f"on {everywhere}; place it on all of them or on one",
             )  # fmt: skip
-        if batched and any(v not in axes for v in node.outputs):
+        if batched and any(v not in axes and v not in split.batch.local for v in node.outputs):
             raise _error(
                 problem, placement, node.number,
                 "makes a value without the batch from one with it: place it on one server",
             )  # fmt: skip
+    _local(problem, placement, split.batch.local)
+
+
+def _local(problem: Problem, placement: Placement, local: Collection[int]) -> None:
+    """What means something only to the part that made it is used there."""
+    made, servers = problem.flow.made, placement.servers
+    for v in local:
+        for number in problem.flow.readers.get(v, ()):
+            if servers[number] != servers[made[v]]:
+                raise _error(
+                    problem, placement, number,
+                    f"reads {value_name(v)} on servers {servers[number]}, which means something only to its "
+                    f"part of the batch, on {servers[made[v]]}: place it there",
+                )  # fmt: skip
 
 
 def _random(problem: Problem, placement: Placement) -> None:

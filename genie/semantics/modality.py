@@ -1,4 +1,4 @@
-"""Modality by entry op: an embedding of integers starts text, a convolution of 3 channels vision.
+"""Modality by entry op: an embedding of integers in sequences is text, a convolution of 3 channels vision.
 
 It flows forward to all that is computed from the entry; where two meet the result is multimodal. An
 embedding may also be one of positions (CLIP's image tower has one): until the first op that does real
@@ -10,40 +10,51 @@ from __future__ import annotations
 from genie.srg.cost import COMPUTE, CONVOLUTIONS
 from genie.srg.graph import Graph, Modality, Node, Residency
 
+_ENTRIES = CONVOLUTIONS | {"embedding"}
 _NONE, _EMBEDDED, _TEXT, _VISION, _BOTH = 0, 1, 2, 4, 6
 _NAMES = {_TEXT: Modality.TEXT, _VISION: Modality.VISION, _BOTH: Modality.MULTIMODAL}
 
 
 def recognize(graph: Graph) -> None:
-    flow: dict[int, int] = {n.outputs[0]: _NONE for n in graph.externals}
+    entries = {n.number: _entry(graph, n) for n in graph.named(_ENTRIES)}
+    if not any(entries.values()):
+        return
+    arithmetic = {n.number for n in graph.named(COMPUTE)}
+    flow: dict[int, int] = {}
     state: list[int] = []
     for node in graph.nodes:
-        kind = _NONE
+        number, kind = node.number, _NONE
         for value in node.inputs:
-            kind |= flow[value]
+            if value in flow:
+                kind |= flow[value]
         if kind == _NONE:
-            kind = _entry(graph, node)
+            kind = entries.get(number, _NONE)
         if kind & _BOTH:
             kind &= _BOTH
-        elif kind and node.name in COMPUTE:
+        elif kind and number in arithmetic:
             kind = _TEXT
-        for value in (*node.outputs, *node.writes):
+        if kind:
+            for value in node.outputs:
+                flow[value] = kind
+        for value in node.writes:
             flow[value] = kind
         state.append(kind)
-    wiring = graph.wiring
+    readers = graph.wiring.readers
     # Backwards: what an entry is computed from, and embeddings that were only positions.
     for node in (*reversed(graph.nodes), *graph.externals):
-        kind = state[node.number] if node.number >= 0 else _NONE
-        if kind in (_NONE, _EMBEDDED) and node.residency is not Residency.PERSISTENT_WEIGHT:
-            readers = {state[r.number] for v in node.outputs for r in wiring.readers[v]} - {_NONE}
-            if len(readers) == 1:
-                kind = readers.pop()
+        number = node.number
+        kind = state[number] if number >= 0 else _NONE
+        if kind <= _EMBEDDED and node.residency is not Residency.PERSISTENT_WEIGHT:
+            kinds = {state[r.number] for v in node.outputs for r in readers[v]}
+            kinds.discard(_NONE)
+            if len(kinds) == 1:
+                kind = kinds.pop()
             if kind == _EMBEDDED:
                 kind = _TEXT
-            if node.number >= 0:
-                state[node.number] = kind
-        if node.modality is Modality.UNKNOWN:
-            node.modality = _NAMES.get(kind, Modality.UNKNOWN)
+            if number >= 0:
+                state[number] = kind
+        if kind and node.modality is Modality.UNKNOWN:
+            node.modality = _NAMES[kind]
 
 
 def _entry(graph: Graph, node: Node) -> int:
@@ -51,7 +62,5 @@ def _entry(graph: Graph, node: Node) -> int:
     if len(specs) < 2 or specs[0] is None or specs[1] is None:
         return _NONE
     if node.name == "embedding":
-        return _EMBEDDED if specs[1].dtype.startswith("int") else _NONE
-    if node.name in CONVOLUTIONS and len(specs[1].shape) == 4 and specs[1].shape[1] == 3:
-        return _VISION
-    return _NONE
+        return _EMBEDDED if specs[1].dtype.startswith("int") and len(specs[1].shape) > 1 else _NONE
+    return _VISION if len(specs[1].shape) == 4 and specs[1].shape[1] == 3 else _NONE

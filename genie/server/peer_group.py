@@ -24,7 +24,8 @@ from genie.wire.messages import PeerJoin
 
 log = logging.getLogger("genie.server")
 
-_GREETING = 0  # the tag of the first transfer in each direction
+_GREETING = 0  # the slot of the first transfer in each direction
+_NEVER_SENT = (1 << 31) - 1  # a slot above all that `PeerGroup.slot` returns
 _POLL_FROM, _POLL_TO = 20e-6, 1e-3  # seconds between two looks at a transfer of NCCL
 
 # The default of NCCL's watchdog is to end the process when a transfer hangs; other sessions live in it. Its
@@ -152,7 +153,7 @@ class PeerGroup:
         key = (sends, other)
         number = self._numbers[key] = self._numbers.get(key, 0) + 1
         mark = zlib.crc32(b"%d %d" % (tag, nbytes)) & 0x7FFF
-        return (number & 0xFFFF) << 15 | mark
+        return (number & 0x7FFF) << 15 | mark
 
     def send(self, buffer: torch.Tensor, target: int, slot: int) -> Any:
         """Starts to send ``buffer`` (uint8), which must stay as it is until `wait` returns. PeerError."""
@@ -215,13 +216,8 @@ class PeerGroup:
             if self.backend == "nccl":
                 with contextlib.suppress(RuntimeError):  # communicators that failed before
                     group.abort()
-            elif self.world > 1:
-                # Gloo has no call that wakes its waiters. But a transfer that times out closes them all.
-                with contextlib.suppress(RuntimeError):
-                    byte = torch.zeros(1, dtype=torch.uint8)
-                    group.recv([byte], (self.rank + 1) % self.world, (1 << 31) - 1).wait(
-                        timedelta(milliseconds=1)
-                    )
+            else:
+                _end_gloo(group, self.rank, self.world)
         # The last references: closes the sockets and ends the threads.
         self._rising = self._falling = self._store = None
 
@@ -233,6 +229,16 @@ def _gloo(store: Any, rank: int, world: int, timeout: timedelta, host: str) -> A
     options._timeout = timeout
     options._threads = 1  # for collectives, which nobody calls
     return kind(store, rank, world, options)
+
+
+def _end_gloo(group: Any, rank: int, world: int) -> None:
+    """Gloo has no call that wakes its waiters. But a transfer that times out ends all of its group."""
+    byte = torch.zeros(1, dtype=torch.uint8)
+    for other in range(world):
+        if other != rank:
+            # With a member that is gone it fails before it can time out, and wakes nobody: so try them all.
+            with contextlib.suppress(RuntimeError):
+                group.recv([byte], other, _NEVER_SENT).wait(timedelta(milliseconds=1))
 
 
 def _nccl(store: Any, rank: int, world: int, timeout: timedelta) -> Any:

@@ -44,7 +44,8 @@ def cost(name: str, args: list, inputs: Specs, outputs: Specs, written: Specs, i
 def _dtype(inputs: Specs, outputs: Specs, written: Specs) -> str:
     """Of the numbers: indices, masks and comparisons have others."""
     known = [s.dtype for s in (*outputs, *written, *inputs) if s is not None]
-    return next((d for d in known if d.startswith(("float", "bfloat", "complex"))), known[0] if known else "float32")
+    floating = [d for d in known if d.startswith(("float", "bfloat", "complex"))]
+    return (floating or known or ["float32"])[0]
 
 
 def dims(name: str, args: list, inputs: Specs, outputs: Specs, written: Specs) -> tuple[int, ...]:
@@ -65,7 +66,8 @@ def dims(name: str, args: list, inputs: Specs, outputs: Specs, written: Specs) -
     known = [s for s in inputs if s is not None]
     results = [s for s in (*outputs, *written) if s is not None]
     if not results or not known:
-        return (max(map(numel, results), default=0), results[0].shape[-1] if results and results[0].shape else 1, 1, 0)
+        row = results[0].shape[-1] if results and results[0].shape else 1
+        return (max(map(numel, results), default=0), row, 1, 0)
     result = results[0]
     if name in _MATMULS and len(known) > _MATMULS[name] + 1:
         return _matmul_dims(name, known[_MATMULS[name]], known[_MATMULS[name] + 1], result)

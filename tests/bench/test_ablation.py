@@ -4,14 +4,23 @@ import pytest
 
 from genie.bench.cells import ablated_in, rows_of
 from genie.bench.options import read_options
+from genie.config import IMPLEMENTED_FEATURES, POOL_FEATURES
 
+#: what cannot work without a feature
+LOST = {"colocation": ("residency", *POOL_FEATURES), "residency": POOL_FEATURES}
+#: the cells of a run that ablates each: (ablated, features)
 ROWS = {
     "test_stateful[local_pytorch]": ([], []),
-    "test_stateful[genie_full]": ([], ["residency", "colocation", "replay"]),
-    "test_stateful[genie_full-no_residency]": (["residency"], ["colocation", "replay"]),
-    "test_stateful[genie_full-no_colocation]": (["colocation"], ["replay"]),
-    "test_stateful[genie_full-no_replay]": (["replay"], ["residency", "colocation"]),
+    "test_stateful[genie_full]": ([], list(IMPLEMENTED_FEATURES)),
+} | {
+    f"test_stateful[genie_full-no_{off}]": (
+        [off],
+        [f for f in IMPLEMENTED_FEATURES if f != off and f not in LOST.get(off, ())],
+    )
+    for off in IMPLEMENTED_FEATURES
 }
+#: what a pool of one server cannot show
+NEEDS_TWO = ("colocation", *POOL_FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +61,16 @@ def test_the_table_names_what_is_switched_off_after_the_full_row(pools):
     output, _ = pools[0]
     table = output[output.index("x local") :].splitlines()
     rows = [line.split("  ")[1] for line in table if line.startswith(("  genie_", "  local_"))]
-    without = [f"genie_full -{feature}" for feature in ("residency", "colocation", "replay")]
+    without = [f"genie_full -{feature}" for feature in IMPLEMENTED_FEATURES]
     assert rows == ["local_pytorch", "genie_full", *without]
 
 
 def test_what_a_pool_of_one_cannot_show_is_skipped_with_its_reason(pools):
     output, saved = pools[1]
-    assert list(saved) == [name for name in ROWS if "colocation" not in name]
-    assert "genie_full -colocation skipped:" in output
-    assert "--genie-ablate colocation changes nothing on a pool of one server" in output
+    assert list(saved) == [name for name in ROWS if not any(f"no_{off}" in name for off in NEEDS_TWO)]
+    for off in NEEDS_TWO:
+        assert f"genie_full -{off} skipped:" in output
+        assert f"--genie-ablate {off} changes nothing on a pool of one server" in output
     assert "EXIT 0" in output
 
 

@@ -7,6 +7,7 @@ from genie.bench.clock import cell_clock
 from genie.bench.measurement import Cell
 from genie.bench.options import Options
 from genie.bench.session import BenchSession
+from genie.config import IMPLEMENTED_FEATURES
 from genie.errors import MeasurementError, ReceiptError, VerificationError, WireCountError
 from tests.bench import tiny
 
@@ -29,7 +30,7 @@ def test_an_honest_cell_is_saved(session, benchmark):
     assert info["wire"] == {"bytes_out": 100, "bytes_in": 50, "round_trips": 1, "peer_bytes": 0}
     assert info["receipt"]["ops"] == 2
     assert info["setup_ms"].keys() == {"load", "upload", "capture", "warm"}
-    assert info["features"] == ["residency", "colocation", "replay"]
+    assert info["features"] == list(IMPLEMENTED_FEATURES)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from genie.baselines.protocol import Receipt, Reply
+from genie.baselines.protocol import PlanSummary, Receipt, Reply
 from genie.bench.features import REPLAYED_FROM, check_features, require_ablatable
+from genie.config import IMPLEMENTED_FEATURES, POOL_FEATURES
 from genie.errors import ConfigError, ReceiptError
 from genie.workloads.protocol import Response
 
@@ -81,10 +82,43 @@ def test_replay_that_the_counters_contradict_is_refused(programs, baseline, feat
 
 
 def test_an_ablation_that_the_pool_cannot_show_is_refused():
-    require_ablatable({"residency"}, servers=2)
-    require_ablatable({"colocation"}, servers=1)
-    with pytest.raises(ConfigError, match="--genie-servers 2"):
-        require_ablatable({"residency"}, servers=1)
+    require_ablatable({"colocation", "phases"}, servers=2)
+    require_ablatable({"residency", "replay"}, servers=1)
+    for feature in ("colocation", *POOL_FEATURES):
+        with pytest.raises(ConfigError, match=f"{feature} changes nothing.*--genie-servers 2"):
+            require_ablatable({feature}, servers=1)
+
+
+def planned(policy, predicted_ms, pids=(1,), worked=None):
+    plan = PlanSummary(policy, "", "because", pids, predicted_ms)
+    receipts = [Receipt(pid, "cpu", "n", 3, 1, "d") for pid in (pids if worked is None else worked)]
+    return Reply(Response({}), receipts, plans=[plan])
+
+
+SPLIT = BOTH | {"phases", "cost_model"}
+
+
+def test_plans_that_fit_the_features_are_believed():
+    check([planned("prefill", 1.0, (1, 2))], features=SPLIT)
+    check([planned("colocation", 1.0)], features=SPLIT)
+    check([planned("prefill", None, (1, 2))], features=BOTH | {"phases"})
+    check([planned("policy of a user's own", 1.0, (1, 2))], features=SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("reply", "features", "message"),
+    [
+        (planned("prefill", 1.0, (1, 2)), BOTH | {"branches", "cost_model"}, "phases was not really off"),
+        (planned("branches", 1.0, (1, 2)), SPLIT, "branches was not really off"),
+        (planned("colocation", 1.0), BOTH, "cost_model was not really off"),
+        (planned("colocation", None), SPLIT, "cost_model was not really on"),
+        (planned("prefill", 1.0, (1, 2), worked=(1,)), SPLIT, "the plans were not followed"),
+        (planned("colocation", 1.0, (1,), worked=(1, 2)), SPLIT, "the plans were not followed"),
+    ],
+)
+def test_plans_that_contradict_the_features_are_refused(reply, features, message):
+    with pytest.raises(ReceiptError, match=message):
+        check([reply], features=features)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +154,7 @@ def stateless(info):
 
 def test_with_all_features_state_stays_on_one_server(ablations):
     info = ablations[""]
-    assert info["features"] == ["residency", "colocation", "replay"]
+    assert info["features"] == list(IMPLEMENTED_FEATURES)
     assert stateless(info) == 0
     assert info["devices"] == 1
     assert info["wire"]["bytes_out"] < STATE_BYTES

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genie.bench.options import BASELINES, read_options
+from genie.config import IMPLEMENTED_FEATURES
 
 
 def options(pytester, *arguments, **environ):
@@ -13,7 +14,7 @@ def options(pytester, *arguments, **environ):
 def test_defaults(pytester):
     read = options(pytester)
     assert read.baselines == BASELINES
-    assert read.features == {"residency", "colocation", "replay"}
+    assert read.features == set(IMPLEMENTED_FEATURES)
     assert read.profile is None
     assert read.rounds == {}
 

@@ -21,7 +21,9 @@ def spec(*shape: int, dtype: str = "float32") -> TensorSpec:
 def node(op: str, inputs: list[TensorSpec], output: TensorSpec, is_view: bool = False) -> Node:
     arguments = tuple(range(-len(inputs), 0))
     price = cost(base_name(op), [["t"]] * len(inputs), inputs, [output], [], is_view)
-    return Node(0, op, [["t"]] * len(inputs), {}, arguments, (), (), (0,), (output,), (), is_view, False, price)
+    return Node(
+        0, op, [["t"]] * len(inputs), {}, arguments, (), (), (0,), (output,), (), is_view, False, price
+    )
 
 
 def linear(m: int, k: int, n: int, dtype: str = "float32") -> Node:
@@ -51,5 +53,3 @@ def samples() -> list[Sample]:
     sizes = (1, 8, 64, 512)
     found = [linear(m, k, n) for m in sizes for k in (64, 512, 2048) for n in (64, 512, 2048)]
     return [sample(n) for n in (*found, *(add(4**i) for i in range(3, 12)))]
-
-

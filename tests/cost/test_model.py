@@ -12,7 +12,19 @@ import pytest
 from genie.cost.fit import fit
 from genie.cost.judge import judge
 from genie.cost.model import DeviceModel
-from tests.cost.nodes import BANDWIDTH, LAUNCH_S, RATE, add, linear, node, roofline, sample, samples, spec, view
+from tests.cost.nodes import (
+    BANDWIDTH,
+    LAUNCH_S,
+    RATE,
+    add,
+    linear,
+    node,
+    roofline,
+    sample,
+    samples,
+    spec,
+    view,
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +127,7 @@ def test_predictions_of_a_large_graph_are_quick(model):
     first, later = [], []
     for _ in range(7):
         fresh = DeviceModel(model.device, model.groups)
-        fresh.seconds(samples()[0].nodes + (add(1),))  # the interpolations themselves are made once
+        fresh.seconds([*samples()[0].nodes, add(1)])  # the interpolations themselves are made once
         for found in (first, later):
             start = time.perf_counter()
             fresh.seconds(nodes)

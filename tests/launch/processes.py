@@ -17,6 +17,7 @@ TOKEN = "a-token-for-tests"
 
 def gone(pids, seconds: float = 10.0) -> bool:
     """Whether all processes have ended within ``seconds``."""
+    pids = list(pids)
     return until(lambda: not any(map(running, pids)), seconds)
 
 

@@ -14,6 +14,8 @@ from genie.runtime.server_process import ServerProcess
 from tests.launch.netns import two_hosts  # noqa: F401  (a fixture)
 from tests.launch.processes import TOKEN, computes, gone, make_certificate
 
+pytestmark = pytest.mark.timeout(240)
+
 
 def test_a_pool_over_two_hosts(two_hosts, tmp_path):  # noqa: F811
     """What srun sets, on both; the address of each is found from that of the first."""
@@ -29,7 +31,7 @@ def test_a_pool_over_two_hosts(two_hosts, tmp_path):  # noqa: F811
                 host.popen([*command, "--device", "cpu"], cwd=tmp_path, env=os.environ | environ,
                            stdin=subprocess.DEVNULL)
             )  # fmt: skip
-        pool = read_pool(tmp_path / "pool.json", 60)
+        pool = read_pool(tmp_path / "pool.json", 110)
         assert [each.rpartition(":")[0] for each in pool.addresses] == [host.address for host in two_hosts]
         assert [computes(each) for each in pool.addresses] == [member.pid for member in members]
         with pytest.raises(AuthError):

@@ -79,7 +79,7 @@ def proven(case: Caught, inputs: Sequence[Tensor]) -> BatchAxes:
 
 
 def check_parts(case: Caught, inputs: Sequence[Tensor], splits: Sequence[Sequence[int]]) -> BatchAxes:
-    """Proves, then compares *every* value but the local ones: rows of parts, joined, with those of the whole."""
+    """Proves, then compares *every* value but the local ones: the parts' rows, joined, with the whole's."""
     axes = proven(case, inputs)
     program, graph = case.program, case.graph
     slots = array("i", range(program.n_slots)).tobytes()
@@ -109,17 +109,15 @@ def check_parts(case: Caught, inputs: Sequence[Tensor], splits: Sequence[Sequenc
                 continue
             axis, expected = axes.axes.get(value), whole[value]
             where = f"value {value} of {split}: {graph.wiring.producer[value].op}"
-            message = lambda text, where=where: f"{where}: {text}"  # noqa: E731
+            note = lambda text, where=where: f"{where}: {text}"  # noqa: E731
             if axis is None:
                 for part in parts:
-                    torch.testing.assert_close(part[value], expected, equal_nan=True, msg=message)
+                    torch.testing.assert_close(part[value], expected, equal_nan=True, msg=note)
             else:
                 for rows, part in zip(split, parts, strict=True):
                     assert part[value].shape[axis.dim] == rows * axis.inner, where
                 joined = torch.cat([part[value] for part in parts], axis.dim)
-                torch.testing.assert_close(
-                    joined, expected, equal_nan=True, rtol=1e-4, atol=1e-5, msg=message
-                )
+                torch.testing.assert_close(joined, expected, equal_nan=True, rtol=1e-4, atol=1e-5, msg=note)
     return axes
 
 

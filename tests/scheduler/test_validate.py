@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from genie.errors import PlanError
@@ -142,6 +144,15 @@ def test_rows_are_worked_on_where_they_are() -> None:
     refused(problem, placed([(0, 1), (0, 2), 0], split), "instruction 1", "(0, 1)")
     partly = rows_split(problem.graph, whole=(1,))
     refused(problem, placed([(0, 1)] * 3, partly), "instruction 1", "without the batch")
+
+
+def test_what_is_local_to_a_part_stays_there() -> None:
+    problem = chain().problem()
+    split = rows_split(problem.graph)
+    local = BatchSplit(replace(split.batch, local=frozenset({1})), split.shards)
+    refused(problem, placed([(0, 1), (0, 1), 0], local), "instruction 2", "reads %1")
+    validate(problem, placed([(0, 1)] * 3, local))
+    validate(problem, placed([(0, 1), 0, 0], local))
 
 
 def test_shards_of_an_earlier_window_are_not_dealt_anew() -> None:

@@ -104,7 +104,8 @@ TEXT, VISION, BOTH, NONE = Modality.TEXT, Modality.VISION, Modality.MULTIMODAL, 
 ARCHITECTURES = [
     Architecture(
         "gpt2", models.gpt2, _generate, {Phase.PREFILL, Phase.DECODE}, {TEXT},
-        {"transformer.wte", "transformer.wpe", "transformer.h.1.attn.c_attn", "transformer.h.0.mlp", "lm_head"},
+        {"transformer.wte", "transformer.wpe", "transformer.h.1.attn.c_attn", "transformer.h.0.mlp",
+         "lm_head"},
     ),
     Architecture(
         "gpt2-padded-without-cache", models.gpt2,
@@ -128,7 +129,8 @@ ARCHITECTURES = [
     ),
     Architecture(
         "bert", models.bert, lambda m: m(**_padded(2, 9)).last_hidden_state, {Phase.TEXT_ENCODE}, {TEXT},
-        {"embeddings.word_embeddings", "encoder.layer.1.attention.self.query", "encoder.layer.0.intermediate.dense"},
+        {"embeddings.word_embeddings", "encoder.layer.1.attention.self.query",
+         "encoder.layer.0.intermediate.dense"},
     ),
     Architecture(
         "vit", vit, lambda m: m(_image(2)).last_hidden_state, {Phase.VISION_ENCODE}, {VISION}, {"layernorm"},
@@ -147,11 +149,11 @@ ARCHITECTURES = [
         {"text_projection", "visual_projection"}, branches=2,
     ),
     Architecture(
-        "mlp", mlp, lambda m: m(torch.ones(2, 16).to("genie")), {Phase.UNKNOWN}, {NONE}, {"0.0", "0", "8.0"}
+        "mlp", mlp, lambda m: m(torch.ones(2, 16).to("genie")), {Phase.UNKNOWN}, {NONE}, {"0.0", "8.0"}
     ),
     Architecture(
-        "lstm", lambda: Recurrent().eval(), lambda m: m(torch.ones(2, 5, 8).to("genie")), {Phase.UNKNOWN}, {NONE},
-        {"head"},
+        "lstm", lambda: Recurrent().eval(), lambda m: m(torch.ones(2, 5, 8).to("genie")),
+        {Phase.UNKNOWN}, {NONE}, {"head"},
     ),
     Architecture(
         "message passing", lambda: MessagePassing().eval(), _edges, {Phase.UNKNOWN}, {NONE},

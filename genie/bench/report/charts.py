@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from genie.bench.report import numbers
+
 WIDTH = 360
 LEFT, RIGHT = 52, 10
 #: commit ids below a trend line that fit side by side
@@ -33,6 +35,16 @@ class TrendPoint:
     median_s: float
     q1_s: float
     q3_s: float
+    told: str
+
+
+@dataclass(frozen=True)
+class ScatterPoint:
+    """``x_s`` and ``y_s`` in seconds, above 0; its CSS class and what it says on hover."""
+
+    x_s: float
+    y_s: float
+    kind: str
     told: str
 
 
@@ -183,6 +195,39 @@ def around_one(ratio: float, most: float) -> Markup:
         _line("axis", middle, 0, middle, height),
     ]
     return _small(width, height, marks)
+
+
+def scatter(points: Sequence[ScatterPoint], title: str) -> Markup:
+    """Both axes logarithmic and alike, from a power of ten to one, with the line on which both are equal."""
+    values = [v for p in points for v in (p.x_s, p.y_s)]
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    last = max(last, first + 1)
+    top, side = 12, 288
+    floor = top + side
+
+    def x(value: float) -> float:
+        return LEFT + (math.log10(value) - first) / (last - first) * side
+
+    def y(value: float) -> float:
+        return floor - (math.log10(value) - first) / (last - first) * side
+
+    marks = []
+    for power in range(first, last + 1):
+        at, told = 10.0**power, numbers.seconds(10.0**power)
+        marks.append(_line("grid", x(at), top, x(at), floor))
+        marks.append(_line("grid", LEFT, y(at), LEFT + side, y(at)))
+        marks.append(_text(x(at), floor + 14, told, "middle"))
+        marks.append(_text(LEFT - 5, y(at) + 4, told, "end"))
+    marks.append(_line("axis", LEFT, floor, LEFT + side, top))
+    marks.append(_text(LEFT + side, floor + 30, "measured", "end"))
+    marks.append(_text(LEFT + 4, top + 12, "predicted", "start"))
+    for p in points:
+        marks.append(
+            Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>').format(
+                p.kind, x(p.x_s), y(p.y_s), p.told
+            )
+        )
+    return _svg(title, f"{len(points)} points, predicted above measured", floor + 36, marks)
 
 
 def _bins(samples_s: Sequence[float]) -> np.ndarray:

@@ -43,6 +43,16 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Execution of one case of the microbenchmark; ``held_out``: the cost model was not fitted to it."""
+
+    case: str
+    predicted_ms: float
+    measured_ms: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the report reads of a `CellResult`. Times per request; None where a figure does not apply.
 
@@ -79,6 +89,9 @@ class Facts:
     link_case: str
     fingerprint: Mapping[str, Any]
     plan: Planned | None
+    predictions: tuple[Prediction, ...] = ()
+    cost_mape: float | None = None  # percent, of the held-out cases
+    cost_spearman: float | None = None
 
     @property
     def is_beside(self) -> bool:
@@ -140,12 +153,24 @@ def read_facts(cell: CellResult, path: Path) -> Facts:
             link_case="" if link is None else str(link.get("case") or ""),
             fingerprint=fingerprint,
             plan=_plan(info.get("plan")),
+            predictions=_predictions(info.get("cases")),
+            cost_mape=_number((info.get("cost_model") or {}).get("mape")),
+            cost_spearman=_number((info.get("cost_model") or {}).get("spearman")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
             f"{path}: {cell.name} cannot be read ({type(error).__name__}: {error}): the file is damaged; "
             "run the suite again"
         ) from None
+
+
+def _predictions(cases: Any) -> tuple[Prediction, ...]:
+    found = []
+    for name, case in (cases or {}).items():
+        if case.get("predicted_ms") is not None and case.get("remote_ms"):
+            predicted, measured = _positive(case["predicted_ms"]), _positive(case["remote_ms"])
+            found.append(Prediction(str(name), predicted, measured, case.get("held_out") is True))
+    return tuple(found)
 
 
 def _plan(stored: Any) -> Planned | None:

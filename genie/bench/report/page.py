@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from genie.bench.ceiling import ceiling_line
-from genie.bench.report import cells, numbers, plans, sections, tables
+from genie.bench.report import cells, numbers, plans, predictions, sections, tables
 from genie.bench.report.cells import CellView
 from genie.bench.report.facts import BESIDE, PHASES, Facts
 from genie.bench.report.quantiles import CONFIDENCE, PERCENTILES, samples_needed
@@ -61,6 +61,7 @@ class SeriesView:
     ablations: Table | None
     held_against: Table | None
     cases: list[Table]
+    predictions: list[predictions.Plot]
     links: Table | None
     costs: Table
 
@@ -156,6 +157,7 @@ def _series(series: Series) -> SeriesView:
         ablations=sections.ablations(series),
         held_against=sections.held_against(series),
         cases=sections.cases(series),
+        predictions=predictions.predictions(series),
         links=sections.links(series, anchors),
         costs=sections.costs(series),
     )

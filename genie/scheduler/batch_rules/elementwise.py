@@ -50,7 +50,7 @@ def elementwise(p: Proof, node: Node) -> None:
                 dim = known[0][1] - len(shape[tagged])
                 s = shape[other]
                 if (len(s) < -dim or s[dim] == 1) and (outputs or tagged == a):
-                    result = known if len(shape[tagged]) == rank else ((TRUE, dim + rank),)
+                    result = known if len(shape[tagged]) == rank else p.along([(TRUE, dim + rank)])
                     for value in outputs:
                         p.state[value] = result
                     return

@@ -92,6 +92,8 @@ def _indexed(p: Proof, node: Node) -> tuple[Tags, int] | None:
     """
     x = node.inputs[0]
     places, count = _places(p, node)
+    if x in p.counters:
+        p.all_whole(node, (x,), "computes with the numbers of rows")
     places += [None] * (len(p.shape[x]) - len(places))
     at = [d for d, v in enumerate(places) if v is not None]
     if not at or any(p.is_mask(v) for v in places if v is not None):
@@ -131,6 +133,8 @@ def index_put(p: Proof, node: Node) -> None:
     """``x[indices] = values``: the values lie along the batch as what is read there would."""
     x, values = node.inputs[0], node.inputs[-1]
     places, count = _places(p, node)
+    if values in p.counters or x in p.counters:
+        p.all_whole(node, (x, values), "computes with the numbers of rows")
     if count == 1 and places[0] is not None and p.is_mask(places[0]) and not p.shape[values]:
         # x[mask] = number: each element alone, under a mask of the leading dimensions
         rank = len(p.shape[x])

@@ -38,9 +38,13 @@ def linear(p: Proof, node: Node) -> None:
     p.tag(out, p.join(node, operands, _SUMS), node)
 
 
+def _rank(p: Proof, node: Node) -> int:
+    return len(p.shape[node.outputs[0] if node.outputs else node.inputs[0]])
+
+
 def _product(p: Proof, node: Node, a: int, b: int) -> list[tuple[int, list[int]]]:
-    """Operands of ``a @ b``."""
-    ra, rb, rank = len(p.shape[a]), len(p.shape[b]), len(p.shape[node.outputs[0]])
+    """Operands of ``a @ b``, or of what it is added to in place."""
+    ra, rb, rank = len(p.shape[a]), len(p.shape[b]), _rank(p, node)
     if ra == 1 or rb == 1:
         rest = (ra > 1) + (rb > 1)  # of the result's dimensions, how many are no batch of matrices
         first = [-1] if ra == 1 else [*_right(ra - 2, rank - rest), rank - 1, -1]
@@ -55,11 +59,13 @@ def matmul(p: Proof, node: Node) -> None:
 
 
 def added_product(p: Proof, node: Node) -> None:
-    """addmm, baddbmm, addmv: the first operand broadcasts to the product."""
+    """addmm, baddbmm, addmv: the first operand broadcasts to the product, or is the target of the sum."""
     bias, a, b = node.inputs[:3]
-    rank = len(p.shape[node.outputs[0]])
+    rank = _rank(p, node)
     operands = [(bias, _right(len(p.shape[bias]), rank)), *_product(p, node, a, b)]
-    p.tag(node.outputs[0], p.join(node, operands, _SUMS), node)
+    tags = p.join(node, operands, _SUMS)
+    for output in node.outputs:
+        p.tag(output, tags, node)
 
 
 def outer(p: Proof, node: Node) -> None:
@@ -89,6 +95,18 @@ def attention(p: Proof, node: Node) -> None:
         operands.append((mask, (lead + rest)[rank - len(shape) :]))
     tags = p.join(node, operands, "attends along the batch")
     for output in node.outputs[:2]:  # what follows (seeds) does not depend on the inputs
+        p.tag(output, tags, node)
+
+
+def heads(p: Proof, node: Node) -> None:
+    """The fused layer of `nn.MultiheadAttention` over (batch, length, width), without a mask."""
+    if p.slot(node, 9, "mask") is not None:
+        p.all_whole(node, node.inputs, "attends under a mask of many forms, which has no rule")
+        return
+    operands = [(v, [0, -1, -1]) for v in node.inputs[:3]]
+    operands += [(v, [-1] * len(p.shape[v])) for v in node.inputs[3:]]
+    tags = p.join(node, operands, "attends along the batch")
+    for output in node.outputs:
         p.tag(output, tags, node)
 
 
@@ -170,6 +188,7 @@ def _pooling() -> dict[str, Rule]:
 
 RULES: dict[str, Rule] = {
     "linear": linear,
+    "_native_multi_head_attention": heads,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul", "dot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), added_product),
     **dict.fromkeys(("outer", "ger"), outer),

@@ -54,6 +54,7 @@ class Proof:
         self.scaled: list[tuple[int, int, int, int]] = []
         self.root: dict[int, int] = {}  # of views: the value that owns their storage
         self._parent = [TRUE, FALSE]
+        self._along = [((TRUE, dim),) for dim in range(8)]
         self._why: dict[int, str] = {}  # of a variable that became false
         self._slots: dict[tuple[int, int], tuple[list[Slot], dict[str, Slot]]] = {}
 
@@ -119,6 +120,13 @@ class Proof:
         found = [(self.find(variable), dim) for variable, dim in tags]
         return tuple([t for t in found if t[0] != FALSE])
 
+    def along(self, tags: list[tuple[int, int]]) -> Tags:
+        """As a tuple. Those of the batch alone are shared: thousands of new objects would set off Python's
+        collector, which walks over all of torch."""
+        if len(tags) == 1 and tags[0][0] == TRUE and tags[0][1] < 8:
+            return self._along[tags[0][1]]
+        return tuple(tags)
+
     def tag(self, value: int, tags: Tags, node: Node) -> None:
         """A value has one batch dimension at most: beside a true one, all others are false."""
         if not tags:
@@ -168,7 +176,7 @@ class Proof:
                     for v, others in operands
                     if v != value
                 ):
-                    return ((TRUE, label),)
+                    return self.along([(TRUE, label)])
         found: dict[int, int] = {}
         sizes: dict[int, int] = {}
         tagged: set[tuple[int, int]] = set()
@@ -198,7 +206,7 @@ class Proof:
                 if label in found and (k, dim) not in tagged and (shape[dim] != 1 or not broadcast):
                     why = f"meets the batch with a value of {shape[dim]} rows of its own"
                     self.whole(found.pop(label), node, why + self._was_read_whole(value, dim))
-        return tuple([(self.find(variable), label) for label, variable in found.items()])
+        return self.along([(self.find(variable), label) for label, variable in found.items()])
 
     def is_mask(self, value: int) -> bool:
         """Is it bool or uint8? As an index these select, and do not count."""
@@ -218,8 +226,11 @@ class Proof:
         return None if slot is None or slot.kind == "n" else slot
 
     def ints(self, node: Node, position: int, name: str = "") -> tuple[int, ...] | None:
+        """None for an argument that is absent, or of another kind."""
         slot = self.slot(node, position, name)
-        return None if slot is None else node.literals[slot.literal : slot.literal + slot.width]
+        if slot is None or slot.kind not in ("i", "il"):
+            return None
+        return node.literals[slot.literal : slot.literal + slot.width]
 
     def flag(self, node: Node, position: int, name: str = "") -> bool:
         slot = self.slot(node, position, name)
@@ -242,7 +253,15 @@ def _slots(node: Node) -> tuple[list[Slot], dict[str, Slot]]:
         kind: str = pattern[0]
         payload: Any = pattern[1] if len(pattern) > 1 else None
         at = literal, number, tensor
-        width = 1 if kind in ("i", "f", "t") else sum(payload) if kind == "ol" else payload if kind in _LISTS else 0
+        width = (
+            1
+            if kind in ("i", "f", "t")
+            else sum(payload)
+            if kind == "ol"
+            else payload
+            if kind in _LISTS
+            else 0
+        )
         literal += width if kind in ("i", "il") else 0
         number += width if kind in ("f", "fl") else 0
         tensor += width if kind in ("t", "tl", "ol") else 0

@@ -21,6 +21,8 @@ def reduction(position: int) -> Rule:
             return
         value = node.inputs[0]
         rank = len(p.shape[value])
+        if not rank:
+            return
         dims = p.ints(node, position, "dim") or p.ints(node, position, "axis") or ()
         gone = {d % rank for d in dims} or set(range(rank))
         if len(gone) == rank and any(t == TRUE for t, _ in p.tags(value)):

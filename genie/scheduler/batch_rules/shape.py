@@ -20,11 +20,9 @@ def follow(p: Proof, node: Node, move: Callable[[int], int], why: str) -> None:
         else:
             tags.append((variable, to))
     if tags:
-        kept = tuple(tags)
+        kept = p.along(tags)
         for output in node.outputs:
             p.state[output] = kept
-        if value in p.counters:
-            p.counters.update(node.outputs)
 
 
 def dim_of(p: Proof, node: Node, position: int, name: str = "dim", default: int = 0, rank: int = 0) -> int:
@@ -39,6 +37,8 @@ def view(p: Proof, node: Node) -> None:
     old, new = p.shape[value], node.specs[0].shape  # type: ignore[union-attr]
     literals = node.literals
     if node.args[1][0] == "dt":  # to a dtype of another width the last dimension changes
+        if value in p.counters:
+            p.all_whole(node, (value,), "computes with the numbers of rows")
         changed = -1 if old == new else len(old) - 1
         follow(p, node, lambda d: -1 if d == changed else d, "reads the bytes of the batch otherwise")
         return
@@ -57,9 +57,7 @@ def view(p: Proof, node: Node) -> None:
             p.scaled.append((variable, node.number, to, new[to] // p.size))
         tags.append((variable, to))
     if tags:
-        p.state[output] = tuple(tags)
-        if value in p.counters:
-            p.counters.add(output)
+        p.state[output] = p.along(tags)
 
 
 def permute(p: Proof, node: Node) -> None:
@@ -161,14 +159,12 @@ def expand(p: Proof, node: Node) -> None:
         if literals[to] != -1:
             p.scaled.append((variable, node.number, to, new[to] // p.size))
         tags.append((variable, to))
-    if value in p.counters:
-        p.counters.add(output)
-    elif not (tags and tags[0][0] == TRUE):
+    if value not in p.counters and not (tags and tags[0][0] == TRUE):
         for to, n in enumerate(new):
             if n % p.size == 0 and n and (to < more or old[to - more] == 1):
                 tags.append((p.candidate(node, to, n // p.size), to))
     if tags:
-        p.state[output] = tuple(tags)
+        p.state[output] = p.along(tags)
 
 
 def repeat(p: Proof, node: Node) -> None:
@@ -188,7 +184,7 @@ def repeat(p: Proof, node: Node) -> None:
             if to not in taken and n > 0 and n % p.size == 0 and 0 not in old:
                 tags.append((p.candidate(node, to, n // p.size), to))
     if tags:
-        p.state[node.outputs[0]] = tuple(tags)
+        p.state[node.outputs[0]] = p.along(tags)
 
 
 def repeat_interleave(p: Proof, node: Node) -> None:

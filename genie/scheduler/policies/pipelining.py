@@ -12,7 +12,15 @@ from itertools import pairwise
 
 from genie.scheduler.batch_split import batch_splits
 from genie.scheduler.cutting import stages
-from genie.scheduler.placing import Servers, completed, free_bytes, missing_bytes, proposal, settled
+from genie.scheduler.placing import (
+    Servers,
+    completed,
+    free_bytes,
+    missing_bytes,
+    proposal,
+    server_counts,
+    settled,
+)
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.towers import longest_first, stream
@@ -65,11 +73,11 @@ class Pipelining:
     def _staged(
         self, problem: Problem, chains: list[list[int]], reserve: int, *, fit: bool
     ) -> list[Placement | Declined]:
-        """All chains in the same stages, one a server, for two and more servers."""
+        """All chains in the same stages, one a server, for several numbers of servers."""
         devices = problem.cluster.devices
         fastest = sorted((sum(problem.seconds[d.index]), d.index) for d in devices)
         proposals: list[Placement | Declined] = []
-        for k in range(2, len(devices) + 1):
+        for k in server_counts(len(devices)):
             chosen = sorted(index for _, index in fastest[:k])
             label = f"{k} stages"
             cuts = stages(problem, chains[0], chosen, reserve, fit=fit)

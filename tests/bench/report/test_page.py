@@ -7,11 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from genie.bench.report.numbers import TIMES
+from genie.bench.options import features_without
+from genie.bench.report.numbers import MINUS, TIMES
 from genie.bench.report.page import render
 from genie.bench.report.series import group_runs
 from genie.bench.report.tables import heat_class
 from genie.bench.results import load_results
+from genie.config import IMPLEMENTED_FEATURES
 
 from .stored import CLIENT, cell, matrix, write
 
@@ -89,8 +91,28 @@ def test_an_ablated_row_is_held_against_the_full_one(tmp_path):
 
 def test_a_feature_that_went_off_with_another_is_named(tmp_path):
     full = cell("llm_decode", "genie_full")
-    without = cell("llm_decode", "genie_full", ablated=("colocation",), features=["replay"])
-    assert ">without colocation, residency<" in page(tmp_path, [full, without])
+    features = sorted(features_without(["colocation"]))
+    without = cell("llm_decode", "genie_full", ablated=("colocation",), features=features)
+    lost = [f for f in IMPLEMENTED_FEATURES if f not in features and f != "colocation"]
+    assert f">without {', '.join(['colocation', *lost])}<" in page(tmp_path, [full, without])
+
+
+def test_a_plan_stands_beside_what_was_measured(tmp_path):
+    """The window's prediction is 20 % short of the request's time."""
+    planned = cell("llm_prefill", "genie_full", 0.1)
+    planned["extra_info"]["plan"] = {
+        "predicted_ms": 80.0, "measured_ms": 100.0, "windows": 1,
+        "policies": [{"policy": "prefill", "label": "2 shards", "why": "batch of 4 as 2 + 2",
+                      "servers": 2, "windows": 1}],
+    }  # fmt: skip
+    text = words(page(tmp_path, [planned]))
+    assert "prefill 2 shards" in text
+    assert f"{MINUS}20.0%" in text
+    assert "batch of 4 as 2 + 2" in text
+
+
+def test_a_run_without_plans_says_so(tmp_path):
+    assert "No row of this run was scheduled" in words(page(tmp_path, [cell("llm_decode", "genie_full")]))
 
 
 def test_a_microbenchmark_is_compared_by_the_median_over_its_ops(tmp_path):

@@ -21,6 +21,9 @@ def test_the_lists_are_those_of_the_installed_pytorch() -> None:
         if name.startswith("aten::")
         and torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCUDA")
         and not name.startswith("aten::cudnn_")
+        # Overloads for named tensors, which PyTorch 2.11 still has.
+        and "imname" not in name
+        and ".names_" not in name
     }
     assert set(autocast.policies()) == cuda
 

@@ -1,0 +1,53 @@
+"""``genie explain``: plans of real servers, and what their alternatives take."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def explain(*arguments, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "genie", "explain", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_a_plan_and_its_alternatives_are_told_and_measured(tmp_path):
+    found = tmp_path / "found.json"
+    done = explain(
+        "llm_prefill", "--profile", "smoke", "--servers", "2", "--measure", "2", "--json", str(found)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "plan of" in done.stdout and "over 2 servers" in done.stdout
+    assert "prefill transformer" in done.stdout, "the phase and the modules are named"
+    assert "regret of the chosen plan" in done.stdout
+    rows = json.loads(found.read_text())
+    assert {row["policy"] for row in rows} >= {"colocation", "prefill"}
+    assert sum(row["chosen"] for row in rows) == 1
+    assert all(row["measured_ms"] > 0 and row["predicted_ms"] > 0 for row in rows)
+
+
+def test_without_the_feature_its_policy_is_not_asked():
+    done = explain("llm_prefill", "--profile", "smoke", "--servers", "2", "--ablate", "phases,cost_model")
+    assert done.returncode == 0, done.stderr
+    assert "colocation" in done.stdout
+    assert "prefill (" not in done.stdout and "predicted" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["llm_decode", "--ablate", "colocation"], "nothing is scheduled"),
+        (["llm_decode", "--ablate", "caching"], "choose from residency"),
+        (["llm_decode", "--json", "x.json"], "--measure"),
+        (["llm_decode", "--servers", "1", "--profile", "smoke"], "--servers 2"),
+    ],
+)
+def test_a_bad_option_names_its_remedy(arguments, remedy):
+    done = explain(*arguments)
+    assert done.returncode == 2
+    assert remedy in done.stderr
