@@ -29,7 +29,7 @@ class Surface:
         self.smoothing = smoothing
         self._low, self._high = self.points.min(axis=0), self.points.max(axis=0)
         self._least, self._most = float(self.values.min()), float(self.values.max())
-        # As scipy's RBFInterpolator with kernel="linear" and degree 0, which takes a millisecond to call.
+        # As scipy's RBFInterpolator with kernel="linear" and degree 0, whose calls take several times longer.
         n = len(self.points)
         system = np.ones((n + 1, n + 1))
         system[:n, :n] = smoothing * np.eye(n) - _distances(self.points, self.points)
@@ -53,5 +53,7 @@ def _merged(points: Floats, values: Floats) -> tuple[Floats, Floats]:
     """Each point once, with the median of its values."""
     rounded = np.round(points / _SAME).astype(np.int64)
     _, first, inverse = np.unique(rounded, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(points):
+        return points, values
     inverse = inverse.reshape(-1)
     return points[first], np.array([np.median(values[inverse == k]) for k in range(len(first))])

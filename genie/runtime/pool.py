@@ -22,7 +22,7 @@ from genie.errors import ConfigError, GenieError, PeerError, RemoteError, Server
 from genie.frontend.program import Outcome, Program
 from genie.frontend.specs import to_wire
 from genie.runtime.connection import fetched_tensors
-from genie.runtime.graphs import graph_of
+from genie.runtime.graphs import graph_of, hints_of
 from genie.runtime.known import MAX_KNOWN, Effects, Known, KnownWindows, sizes_of
 from genie.runtime.link import SHARED_BYTES, ServerLink, inline_inputs
 from genie.runtime.peers import TIMEOUT_S, PeerGroup
@@ -266,7 +266,7 @@ class PoolExecutor:
         return effects
 
     def _key(self, program: Program) -> tuple:
-        return (program.key, tuple(map(self._at.where.get, program.ext)))
+        return (program.key, tuple(map(self._at.where.get, program.ext)), hints_of(program))
 
     def _run_pending(self, fetch: list[int], describe: Sequence[int] = ()) -> Outcome:
         """Plans what is pending as one window, and runs it; the last program's outcome."""

@@ -151,11 +151,6 @@ def _split(problem: Problem, placement: Placement) -> None:
                 f"works on {value_name(batched[0])}, which has the batch, on servers {servers}: its rows are "
                 f"on {everywhere}; place it on all of them or on one",
             )  # fmt: skip
-        if batched and any(v not in axes and v not in split.batch.local for v in node.outputs):
-            raise _error(
-                problem, placement, node.number,
-                "makes a value without the batch from one with it: place it on one server",
-            )  # fmt: skip
     _local(problem, placement, split.batch.local)
 
 
