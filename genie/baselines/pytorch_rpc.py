@@ -20,9 +20,9 @@ from torch.distributed import rpc
 
 from genie.baselines import rpc_worker
 from genie.baselines.peer_baseline import Link, PeerBaseline
-from genie.baselines.peer_process import ChildProcess, tail
 from genie.devices import DeviceSlot
 from genie.errors import ConfigError, ConnectError, ServerLostError, SessionClosedError
+from genie.runtime.child_process import ChildProcess, tail
 
 _LOOPBACK = {"TP_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -31,7 +31,7 @@ class RpcPool:
     """One worker process per device, started lazily. Link "tcp", or "shm" for torch's own choice.
 
     A process holds at most one RPC agent, so at most one RpcPool runs at a time. Start it from a
-    thread that outlives it (see ``peer_process``).
+    thread that outlives it (see ``child_process``).
     """
 
     def __init__(self, devices: list[DeviceSlot], link: str = "tcp", start_timeout_s: float = 60.0) -> None:

@@ -23,11 +23,11 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from genie.baselines.peer_baseline import Link, PeerBaseline
-from genie.baselines.peer_process import ChildProcess, on_all_cores, running, tail
 from genie.baselines.peer_worker import ResidentModel
 from genie.baselines.ray_cluster import ACTOR_RESOURCE, HEAD_ADDRESS
 from genie.devices import DeviceSlot
 from genie.errors import ConfigError, ConnectError, MeasurementError, ServerLostError, SessionClosedError
+from genie.runtime.child_process import ChildProcess, on_all_cores, running, tail
 
 _ZERO_COPY = "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"
 _RAY_ENV = {
@@ -50,7 +50,7 @@ class RayPool:
     """A local cluster with one actor per device, started lazily. Link "tcp", or "shm" for one raylet.
 
     A process drives at most one cluster, so at most one RayPool runs at a time. Start it from a
-    thread that outlives it (see ``peer_process``).
+    thread that outlives it (see ``child_process``).
     """
 
     def __init__(

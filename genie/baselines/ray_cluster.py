@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from genie.baselines.peer_process import die_with_parent, report_ready, wait_for_end_of_input
+from genie.runtime.child_process import die_with_parent, report_ready, wait_for_end_of_input
 
 #: Loopback addresses of the two raylets. Not 127.0.0.1, which ``ray.init`` replaces by the host's outer
 #: address, where nothing of ours listens.

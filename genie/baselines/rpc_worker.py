@@ -70,7 +70,7 @@ def main() -> None:
     # Before torch is imported: threads that it starts inherit the mask.
     os.sched_setaffinity(0, args.slot["cores"])
 
-    from genie.baselines.peer_process import die_with_parent, report_ready, wait_for_end_of_input
+    from genie.runtime.child_process import die_with_parent, report_ready, wait_for_end_of_input
 
     die_with_parent(args.parent)
 

@@ -1,11 +1,13 @@
 """Models of the devices behind a pool's servers: from the cache, or measured through a session.
 
 Servers whose devices are alike (see `genie.cost.store.key_of`) share one calibration, which is measured
-on the first of them while the others idle.
+on the first of them while the others idle. A server whose memory limit is too small for all measurements
+has a calibration of its own, of the smaller ones.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from genie.cost.fit import Sample, fit
 from genie.cost.judge import Judgement, Row, judge
 from genie.cost.model import DeviceModel
 from genie.cost.programs import Probe, microbenchmark_probes, probes
+from genie.cost.sizing import sizing
 from genie.errors import GenieError
 from genie.runtime.link import ServerLink
 from genie.runtime.remote import open_link
@@ -27,6 +30,8 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
 }
 #: what tokens, images and elements are multiplied with: a GPU is not busy with what a core is
 _SCALE = {"cpu": 1, "cuda": 8}
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,19 +54,34 @@ def load_or_calibrate(
     for address in addresses:
         link = open_link(address, token, tls_ca=tls_ca)
         try:
-            device = link.connection.welcome.device
-            key = store.key_of(link.connection.welcome.facts)
-            name = str(store.path_of(key))
+            welcome = link.connection.welcome
+            name = f"{store.path_of(store.key_of(welcome.facts))} {welcome.memory_limit}"
             if name not in models:
-                model = None if force else store.load(key)
-                if model is None:
-                    model = calibrate(link, progress=progress)
-                    store.save(model)
-                models[name] = model
-            found.append(store.renamed(models[name], device))
+                models[name] = _load_or_calibrate(link, force, progress)
+            found.append(store.renamed(models[name], welcome.device))
         finally:
             link.close()
     return found
+
+
+def _load_or_calibrate(link: ServerLink, force: bool, progress: Progress | None) -> DeviceModel:
+    welcome = link.connection.welcome
+    keys = [store.key_of(welcome.facts)]
+    if welcome.memory_limit:
+        keys.append(store.key_of(welcome.facts, welcome.memory_limit))
+    if not force and (model := _stored(keys)) is not None:
+        return model
+    with store.alone(keys[0]):
+        # Another process may have measured it while this one waited.
+        model = None if force else _stored(keys)
+        if model is None:
+            model = calibrate(link, progress=progress)
+            store.save(model)
+    return model
+
+
+def _stored(keys: Sequence[dict[str, Any]]) -> DeviceModel | None:
+    return next((model for key in keys if (model := store.load(key)) is not None), None)
 
 
 def calibrate(
@@ -69,6 +89,9 @@ def calibrate(
 ) -> DeviceModel:
     """Measures the device behind ``link``, which is closed by it. ``chosen`` are the probes (default: those
     of the microbenchmark and of real layers). Stores nothing. Raises GenieError where nothing was measured.
+
+    Where the server's memory limit is too small for them all, the largest are left out: a warning says so,
+    ``measured`` names them, and the limit is in the model's key.
     """
     welcome = link.connection.welcome
     kind = welcome.device_type
@@ -83,13 +106,29 @@ def calibrate(
         if progress is not None:
             progress(welcome.device, count, total)
 
+    limit = welcome.memory_limit
+    sized = {d: sizing(every, kind, d.itemsize, limit) for d in dtypes}
+    limited = any(s.limited for s in sized.values())
+    left_out = list(dict.fromkeys(p.label for s in sized.values() for p in every if p not in s.probes))
+    if limited:
+        logger.warning(
+            "%s lets a session hold %.1f MB, too little for a whole calibration: %d of %d ops are not "
+            "measured, larger ones are predicted as the largest that are; start it with a --memory-limit of "
+            "%.0f MB or more",
+            welcome.device, limit / 1e6, len(left_out), len(every),
+            max(sizing(every, kind, d.itemsize).needed_bytes(d.itemsize) for d in dtypes) / 1e6 + 1,
+        )  # fmt: skip
     samples = measure.measure(executor, kind, dtypes, every, done=done)
     try:
         model = fit(welcome.device, samples)
     except ValueError as exc:
-        raise GenieError(f"{welcome.device} could not be calibrated: {exc}") from exc
-    model.key = store.key_of(welcome.facts)
+        remedy = f": start it with a larger --memory-limit than {limit} bytes" if limited else ""
+        raise GenieError(f"{welcome.device} could not be calibrated: {exc}{remedy}") from exc
+    model.key = store.key_of(welcome.facts, limit if limited else 0)
     model.measured = {name: _told(model, [s for s in samples if s.dtype == name]) for name in model.groups}
+    if limited:
+        for told in model.measured.values():
+            told["memory_limit"], told["left_out"] = limit, left_out
     return model
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from genie.cost.fit import Sample
 from genie.cost.programs import Probe
-from genie.errors import RemoteOpError
+from genie.cost.sizing import Buffers, aligned, calls, largest_weight, sizing
+from genie.device_facts import DeviceFacts
+from genie.errors import OutOfMemoryError, RemoteOpError
 from genie.frontend.program import Executor, Outcome, Program
 from genie.frontend.session import Session
 from genie.frontend.specs import spec_of, to_wire
@@ -29,33 +31,26 @@ from genie.srg.build import External, build
 from genie.srg.graph import Node, Origin
 from genie.wire.messages import TensorSpec
 
-#: programs that each probe is timed with
+#: programs that each probe is timed with, at the most and before two of them may be enough
 ROUNDS = 3
-#: calls of one op in a program: below what an executor hands over by itself
-MAX_CALLS = 96
-#: what one program is to take: much more than the clock's and the program's own cost
-PROGRAM_S = 3e-3
-#: the same where weights have to come from memory
-COLD_PROGRAM_S = 15e-3
-#: guesses, to choose how often an op is repeated before anything is known
-_GUESS = {"cpu": (4e10, 8e9, 8e-6), "cuda": (2e13, 1e12, 1e-5)}
-_ACTIVATIONS = 1 << 24
-_PATTERN = 1 << 17
-#: (elements, buffers): for weights up to that size so many, together well beyond the caches
-_POOLS = ((160_000, 96), (640_000, 32), (2_400_000, 8), (6_300_000, 4), (38_600_000, 1))
+#: two rounds that are no farther apart need no third
+_AGREE = 0.03
 _LARGE_BLOCK = 31 << 20
 
 
 class Watched:
     """An executor that passes everything on, and keeps the graph of what passes while ``watching``."""
 
-    def __init__(self, executor: Executor, spent_s: Callable[[], float]) -> None:
+    def __init__(self, executor: Executor, spent_s: Callable[[], float], memory_limit: int = 0) -> None:
         self.executor = executor
         self.inline_bytes, self.chunk = executor.inline_bytes, executor.chunk
         self.spent_s = spent_s
+        self.memory_limit = memory_limit
         self.watching = True
         self.nodes: list[Node] = []
+        self.programs: list[Sent] = []
         self._specs: dict[int, TensorSpec] = {}
+        self._fetch: list[int] = []
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> None:
         self._specs[handle] = to_wire(spec_of(tensor))
@@ -66,6 +61,7 @@ class Watched:
             self._watch(program, fetch)
         for handle in program.release:
             self._specs.pop(handle, None)
+        fetch = fetch or [program.base + slot for slot in self._fetch]
         return self.executor.execute(program, fetch, describe)
 
     def _watch(self, program: Program, fetch: list[int]) -> None:
@@ -74,13 +70,38 @@ class Watched:
         given = [External(self._specs[h], Origin.EARLIER) for h in program.ext]
         graph = build(program, given, fetch)
         self.nodes += graph.nodes
+        self.programs.append(Sent(program, [handle - program.base for handle in fetch]))
         for handle in program.kept_handles():
             spec = graph.wiring.spec[handle - program.base]
             if spec is not None:
                 self._specs[handle] = spec
 
+    def run_again(self, session: Session, sent: Sent) -> None:
+        """Hands over a program that was watched, and waits for it. Recording it costs the client some
+        20 us an op, and there are tens of thousands of calls."""
+        recorder = session.recorder
+        recorder.flush()
+        program = replace(sent.program, fresh=[])
+        self._fetch = sent.fetch
+        try:
+            recorder.submit(program, sent)
+        finally:
+            self._fetch = []
+        recorder.dead += [program.base + slot for slot in sent.fetch]
+
     def close(self) -> None:
         self.executor.close()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A program, and the slots that are read back of it."""
+
+    program: Program
+    fetch: list[int]
+
+    def describe(self, instruction: int) -> None:
+        """No line of a user's recorded it."""
 
 
 def in_process(device: str | torch.device = "cpu") -> Watched:
@@ -110,10 +131,14 @@ def remote(link: ServerLink) -> Watched:
     """Measures the server behind ``link``, which must have no other use until the measurement ends."""
     from genie.runtime.remote import ResidentExecutor
 
-    facts = link.connection.welcome.facts
-    if facts.type == "cpu" and facts.cores == 1:
-        return Watched(ResidentExecutor(link), lambda: link.usage.cpu_s)
-    return Watched(ResidentExecutor(link), lambda: link.timings.remote)
+    welcome = link.connection.welcome
+    clock = (lambda: link.usage.cpu_s) if in_cpu_seconds(welcome.facts) else (lambda: link.timings.remote)
+    return Watched(ResidentExecutor(link), clock, welcome.memory_limit)
+
+
+def in_cpu_seconds(facts: DeviceFacts) -> bool:
+    """Whether the device of ``facts`` is timed by the CPU-seconds of its process, not by wall clock."""
+    return facts.type == "cpu" and facts.cores == 1
 
 
 def measure(
@@ -124,31 +149,51 @@ def measure(
     rounds: int = ROUNDS,
     done: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
-    """One sample for each dtype and probe, in order: the median of ``rounds`` programs.
+    """One sample for each dtype and probe, in order: the median of up to ``rounds`` programs.
 
-    ``executor`` is closed at the end; ``done`` is called after each program.
+    ``executor`` is closed at the end; ``done`` is called ``rounds`` times for each probe and dtype.
 
     All probes are run once before any is run again, so that what disturbs the machine for a moment does
-    not fall on all measurements of one op. An op that the device does not have in a dtype gives no
-    sample. Raises ValueError for no round, and what the session raises when the server is lost.
+    not fall on all measurements of one op. An op that the device does not have in a dtype, or has no
+    memory for, gives no sample. Raises ValueError for no round, and what the session raises when the
+    server is lost.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: measure at least once")
     samples = []
     with Session(executor) as session, torch.no_grad():
         for dtype in dtypes:
-            operands = _Operands(device_type, dtype)
-            empty_s = statistics.median(_timed(session, executor, _nothing) for _ in range(9))
-            found = [r for p in probes if (r := _prepared(session, executor, operands, p)) is not None]
-            for _ in range(rounds):
-                for repeated in found:
-                    repeated.seconds.append(_timed(session, executor, repeated) - empty_s)
-                    done()
-            name = str(dtype)[6:]
-            samples += [
-                Sample(r.probe.label, r.nodes, r.each, name, r.probe.held_out) for r in found if r.each > 0
-            ]
+            sized = sizing(probes, device_type, dtype.itemsize, executor.memory_limit)
+            samples += _measure(
+                session, executor, _Operands(device_type, dtype, sized.buffers), sized.probes, rounds, done
+            )
+            for _ in range(rounds * (len(probes) - len(sized.probes))):
+                done()
+            session.synchronize()  # frees the buffers: those of the next dtype need the room
     return samples
+
+
+def _measure(
+    session: Session,
+    executor: Watched,
+    operands: _Operands,
+    probes: Sequence[Probe],
+    rounds: int,
+    done: Callable[[], None],
+) -> list[Sample]:
+    """Of one dtype."""
+    executor.watching = True
+    empty_s = statistics.median(_timed(session, executor, _nothing) for _ in range(9))
+    found = [r for p in probes if (r := _prepared(session, executor, operands, p)) is not None]
+    for _ in range(rounds):
+        for repeated in found:
+            if not repeated.settled:
+                repeated.seconds.append(_again(session, executor, repeated) - empty_s)
+            done()
+    for _ in range(rounds * (len(probes) - len(found))):
+        done()
+    name = str(operands.dtype)[6:]
+    return [Sample(r.probe.label, r.nodes, r.each, name, r.probe.held_out) for r in found if r.each > 0]
 
 
 @dataclass
@@ -159,10 +204,16 @@ class _Repeated:
     sets: list[dict[str, Tensor]]
     nodes: tuple[Node, ...] = ()
     seconds: list[float] = field(default_factory=list)
+    sent: Sent | None = None
 
     def __call__(self) -> None:
         for tensors in self.sets:
             self.probe.call(tensors)
+
+    @property
+    def settled(self) -> bool:
+        found = self.seconds
+        return len(found) > 1 and max(found) - min(found) <= _AGREE * min(found)
 
     @property
     def each(self) -> float:
@@ -171,17 +222,28 @@ class _Repeated:
 
 def _prepared(session: Session, executor: Watched, operands: _Operands, probe: Probe) -> _Repeated | None:
     executor.watching = True
-    repeated = _Repeated(probe, operands.sets(probe, operands.calls(probe)))
+    repeated = _Repeated(probe, operands.sets(probe))
     session.recorder.flush()
-    executor.nodes = []
+    executor.nodes, executor.programs = [], []
     try:
         _timed(session, executor, repeated)  # not timed: the template is compiled, and its results checked
-    except RemoteOpError:
+    except (RemoteOpError, OutOfMemoryError):
         return None
-    executor.watching = False
+    finally:
+        executor.watching = False
     # One node more than the calls': the value that is read to synchronize.
     repeated.nodes = tuple(executor.nodes[: (len(executor.nodes) - 1) // len(repeated.sets)])
+    if len(executor.programs) == 1:
+        repeated.sent = executor.programs[0]
     return repeated
+
+
+def _again(session: Session, executor: Watched, repeated: _Repeated) -> float:
+    if repeated.sent is None:  # a probe of several nodes was cut
+        return _timed(session, executor, repeated)
+    before = executor.spent_s()
+    executor.run_again(session, repeated.sent)
+    return executor.spent_s() - before
 
 
 def _timed(session: Session, executor: Watched, run: Callable[[], Any]) -> float:
@@ -198,65 +260,50 @@ def _nothing() -> None:
 
 
 class _Operands:
-    """Views of buffers on the device; see `genie.cost.programs`.
+    """Views of buffers on the device; see `genie.cost.programs` and `genie.cost.sizing`.
 
     Each weight begins its buffer: so all weights of a probe have one geometry, and the op is captured once.
     """
 
-    def __init__(self, device_type: str, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._rate, self._bandwidth, self._launch = _GUESS[device_type]
-        self._pattern = torch.rand(_PATTERN, device="genie", dtype=dtype).sub_(0.5).mul_(0.1)
-        self._pools: dict[int, list[Tensor]] = {}  # by elements of each, made when first needed
-        self._activations = self._pattern.repeat(_ACTIVATIONS // _PATTERN)
-        # glibc asks the kernel for each large block anew until the first one of its size was freed; a server
-        # that has run for a while has done that.
-        torch.zeros(_LARGE_BLOCK // dtype.itemsize, device="genie", dtype=dtype).add_(1)
+    def __init__(self, device_type: str, dtype: torch.dtype, buffers: Buffers) -> None:
+        self.device_type, self.dtype, self.buffers = device_type, dtype, buffers
+        self._pattern = torch.rand(buffers.pattern, device="genie", dtype=dtype).sub_(0.5).mul_(0.1)
+        self._pools: dict[int, list[Tensor]] = {}  # made when first needed
+        self._activations = self._repeat(buffers.activations)
+        if device_type == "cpu":
+            # glibc asks the kernel for each large block anew until the first one of its size was freed; a
+            # server that has run for a while has done that.
+            torch.zeros(_LARGE_BLOCK // dtype.itemsize, device="genie", dtype=dtype).add_(1)
+
+    def _repeat(self, elements: int) -> Tensor:
+        return self._pattern.repeat(-(-elements // self.buffers.pattern))
 
     def _pool(self, probe: Probe) -> list[Tensor]:
         """Buffers for the probe's largest weight."""
-        needed = max(prod(s) for s in probe.weights.values())
-        for elements, count in _POOLS:
-            if needed <= elements:
-                if elements not in self._pools:
-                    self._pools[elements] = [
-                        self._pattern.repeat(-(-elements // _PATTERN)) for _ in range(count)
-                    ]
-                return self._pools[elements]
-        raise ValueError(f"the weights of {probe.label!r} are larger than any that can be measured")
+        number = self.buffers.pool(probe)
+        if number not in self._pools:
+            elements, count = self.buffers.pools[number]
+            self._pools[number] = [self._repeat(elements) for _ in range(count)]
+        return self._pools[number]
 
-    def calls(self, probe: Probe) -> int:
-        """So many that a program is long enough, and its weights do not fit into caches."""
-        size, weights = self.dtype.itemsize, probe.weight_elements
-        elements = probe.elements - (weights if probe.ids else 0)
-        each = self._launch + max(probe.flops / self._rate, elements * size / self._bandwidth)
-        calls = PROGRAM_S / each
-        if probe.ids or weights * size / self._bandwidth > 0.03 * each:
-            calls = max(calls, min(len(self._pool(probe)), COLD_PROGRAM_S / each))
-        return max(1, min(MAX_CALLS, round(calls)))
-
-    def sets(self, probe: Probe, calls: int) -> list[dict[str, Tensor]]:
+    def sets(self, probe: Probe) -> list[dict[str, Tensor]]:
         """The operands of each call: activations are the same, the largest weight another in turn."""
+        number = calls(probe, self.device_type, self.dtype, self.buffers)
         given = {}
         at = 0
-        largest = max(probe.weights, key=lambda name: prod(probe.weights[name]), default="")
+        largest = largest_weight(probe)
         for name, shape in (probe.inputs | probe.weights).items():
             if name in probe.ids:
                 given[name] = self._token_ids(shape, probe.ids[name])
             elif name != largest:
                 given[name] = self._activations[at : at + prod(shape)].view(shape)
-                at += _aligned(prod(shape))
+                at += aligned(prod(shape))
         if not largest:
-            return [given] * calls
-        shape, buffers = probe.weights[largest], self._pool(probe)
-        weights = [b[: prod(shape)].view(shape) for b in buffers[:calls]]
-        return [{**given, largest: weights[k % len(weights)]} for k in range(calls)]
+            return [given] * number
+        shape, pool = probe.weights[largest], self._pool(probe)
+        weights = [b[: prod(shape)].view(shape) for b in pool[:number]]
+        return [{**given, largest: weights[k % len(weights)]} for k in range(number)]
 
     def _token_ids(self, shape: tuple[int, ...], below: int) -> Tensor:
         source = torch.Generator().manual_seed(below)
         return torch.randint(below, shape, generator=source).to("genie")
-
-
-def _aligned(elements: int) -> int:
-    """Operands begin at cache lines, as tensors of their own do."""
-    return -(-elements // 64) * 64

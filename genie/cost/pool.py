@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 
 from genie.cost.calibrate import Progress, load_or_calibrate
-from genie.cost.links import client_link, join, peer_link
+from genie.cost.links import JOIN_TIMEOUT_S, client_link, join, peer_link
 from genie.errors import PeerError
 from genie.runtime.link import ServerLink
 from genie.runtime.open_pool import PoolCosts
 from genie.runtime.remote import open_link
-from genie.scheduler.cluster import Link
+from genie.scheduler.cluster import CostModel, Link
 
 logger = logging.getLogger(__name__)
 
@@ -21,31 +21,35 @@ def pool_costs(
     token: str | None = None,
     *,
     tls_ca: str | None = None,
+    models: Sequence[CostModel] | None = None,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> PoolCosts:
-    """Models of the devices (measured where none is stored: seconds), and measured links (always: a
-    fraction of a second). The slowest of the pairs stands for what is between any two servers.
+    """Models of the devices (``models``, one for each; else measured where none is stored: seconds), and
+    measured links (always: a fraction of a second). The slowest of the pairs stands for what is between any
+    two servers. Servers that have not joined in a group after ``join_timeout_s`` cannot reach each other.
 
     Raises ConnectError, AuthError, ConfigError.
     """
-    models = load_or_calibrate(addresses, token, tls_ca=tls_ca, progress=progress)
+    if models is None:
+        models = load_or_calibrate(addresses, token, tls_ca=tls_ca, progress=progress)
     links: list[ServerLink] = []
     try:
         for address in addresses:
             links.append(open_link(address, token, tls_ca=tls_ca))
         clients = tuple(client_link(link.connection) for link in links)
-        return PoolCosts(tuple(models), clients, _peer(links))
+        return PoolCosts(tuple(models), clients, _peer(links, join_timeout_s))
     finally:
         for link in links:
             link.close()
 
 
-def _peer(links: Sequence[ServerLink]) -> Link | None:
+def _peer(links: Sequence[ServerLink], join_timeout_s: float) -> Link | None:
     if len(links) < 2:
         return None
     connections = [link.connection for link in links]
     try:
-        join(connections)
+        join(connections, join_timeout_s)
         # A ring: each server sends once and receives once.
         pairs = [(k, (k + 1) % len(links)) for k in range(len(links))]
         found = [peer_link(connections[a], connections[b], (a, b)) for a, b in pairs]

@@ -221,7 +221,7 @@ def _last_line(error: BaseException) -> str:
 
 def _die_with_parent(parent: int) -> None:
     """The kernel sends SIGTERM when the thread that started us ends; must run in the main thread."""
-    # Like genie.baselines.peer_process, which imports torch: seconds that a driver has no use for.
+    # Like genie.runtime.child_process, which imports torch: seconds that a driver has no use for.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) != 0:
         raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from genie import errors
-from genie.baselines.peer_process import ChildProcess
 from genie.device_facts import DeviceFacts
 from genie.errors import ConfigError, ConnectError, ServerLostError
 from genie.launch.bind import Bind
+from genie.runtime.child_process import ChildProcess
 from genie.runtime.connection import Connection
 
 START_SECONDS = 180.0

@@ -11,10 +11,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from genie.baselines.peer_process import on_all_cores, session_members, tail
 from genie.device_facts import DeviceFacts
 from genie.errors import ConfigError, ConnectError, ServerLostError
 from genie.launch.pool_file import PoolFile, read_pool
+from genie.runtime.child_process import on_all_cores, session_members, tail
 from genie.runtime.connection import Connection
 from genie.wire.auth import TOKEN_VARIABLE
 

@@ -79,8 +79,9 @@ class Effects:
     held: tuple[int, ...]
 
     @classmethod
-    def of(cls, program: Program) -> Effects:
-        memory = Memory.of(program)
+    def of(cls, program: Program, memory: Memory | None = None) -> Effects:
+        """``memory``: of the program, where that is known already."""
+        memory = memory or Memory.of(program)
         kept = tuple(h - program.base for h in program.kept_handles())
         views = tuple((s, memory.root[s]) for s in kept if s in memory.root)
         written = tuple(sorted(-root - 1 for root in memory.last_write if root < 0))

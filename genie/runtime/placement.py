@@ -11,7 +11,6 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from genie.errors import GenieError, PlanError, ServerLostError
@@ -19,6 +18,7 @@ from genie.frontend.entries import define
 from genie.frontend.program import Program
 from genie.frontend.specs import spec_of
 from genie.frontend.specs import to_wire as spec_to_wire
+from genie.runtime.layout import dense_stride, inverse, nbytes, order_of
 from genie.runtime.link import ServerLink, int64s
 from genie.runtime.peers import PeerGroup
 from genie.runtime.steps import Gather, Move, Narrow, Need
@@ -31,6 +31,8 @@ _TEMPORARY = 1 << 60
 _CAT = define("aten::cat.default", [["tl", 2], ["i"]], {}, [-1])
 #: the number of instructions that no Python line recorded; see `genie.runtime.pool`
 UNNUMBERED = 1 << 40
+#: binds the one kept slot of a program to the handle of its base, whichever slot it is
+_FIRST_NAME = array("i", [0]).tobytes()
 _SLICE = define("aten::slice.Tensor", [["t"], ["i"], ["i"], ["i"], ["i"]], {}, [-1])
 
 
@@ -262,7 +264,9 @@ class Placement:
             if not need.servers and need.sharded is None:
                 continue
             place = self.place(h)
-            if place == need.sharded or (place.servers and set(need.servers) <= set(place.servers)):
+            if place == need.sharded:
+                continue
+            if need.sharded is None and place.servers and set(need.servers) <= set(place.servers):
                 continue
             if known is None:
                 known = specs()
@@ -420,7 +424,7 @@ class Placement:
             handles.append(name)
             temporaries.append(name)
             self.dead[shard.server].append(h)
-        self._run_one(target, _cat(len(handles)), [place.axis.dim], handles, h)
+        self._join(target, handles, place.axis.dim, order_of(spec), h)
         self.dead[target] += temporaries
         self.where[h] = self.single[target]
 
@@ -434,9 +438,22 @@ class Placement:
         own = name_of(step.slot)
         handles = [own if k == step.own else parts[step.number, k] for k in range(step.parts)]
         name = self.temporary()
-        self._run_one(step.server, _cat(step.parts), [step.dim], handles, name)
+        self._join(step.server, handles, step.dim, step.order, name)
         self.dead[step.server] += [h for h in handles if h != own]
         return name
+
+    def _join(self, server: int, handles: list[int], dim: int, order: Sequence[int], name: int) -> None:
+        """Binds ``name`` to what the parts ``handles`` are together, laid out as they are."""
+        n = len(order)
+        if list(order) == list(range(n)):
+            self._run_one(server, _cat(len(handles)), [dim], handles, name)
+            return
+        permute = define("aten::permute.default", [["t"], ["il", n]], {}, [-1])
+        parts = range(len(handles))
+        tids = [*(permute for _ in parts), _cat(len(handles)), permute]
+        slots = [*([-k - 1] for k in parts), list(parts), [len(handles)]]
+        literals = [*(d for _ in parts for d in order), order.index(dim), *inverse(order)]
+        self._run_small(server, tids, slots, literals, handles, name)
 
     def narrow(self, step: Narrow, name_of: Callable[[int], int]) -> int:
         """Rows of a whole value that is on the server already; returns their handle."""
@@ -452,19 +469,34 @@ class Placement:
         return name
 
     def _run_one(self, server: int, tid: int, literals: list[int], handles: list[int], name: int) -> None:
-        """A program of one instruction, whose result is bound to ``name``."""
-        code = array("i", [tid, *range(-1, -len(handles) - 1, -1)])
+        self._run_small(server, [tid], [list(range(-1, -len(handles) - 1, -1))], literals, handles, name)
+
+    def _run_small(
+        self,
+        server: int,
+        tids: Sequence[int],
+        slots: Sequence[Sequence[int]],
+        literals: list[int],
+        handles: list[int],
+        name: int,
+    ) -> None:
+        """A program of instructions with one result each, the last of which is bound to ``name``."""
+        code = array("i")
+        for tid, own in zip(tids, slots, strict=True):
+            code.append(tid)
+            code.extend(own)
         program = Program(
-            key=(code.tobytes(), array("i", [0]).tobytes()),
+            key=(code.tobytes(), array("i", [len(tids) - 1]).tobytes()),
             n_ext=len(handles),
-            n_slots=1,
+            n_slots=len(tids),
             literals=literals,
             floats=[],
             ext=handles,
             base=name,
+            names=_FIRST_NAME,
             inputs=[],
             release=[],
-            entries=[_OneOp(tid)],  # type: ignore[list-item]
+            entries=[_OneOp(tid) for tid in tids],  # type: ignore[misc]
             fresh=[],
             first=UNNUMBERED,
         )
@@ -504,25 +536,6 @@ class _OneOp:
 
 def _cat(parts: int) -> int:
     return _CAT if parts == 2 else define("aten::cat.default", [["tl", parts], ["i"]], {}, [-1])
-
-
-def nbytes(spec: TensorSpec) -> int:
-    n = getattr(torch, spec.dtype).itemsize
-    for size in spec.shape:
-        n *= size
-    return n
-
-
-def dense_stride(spec: TensorSpec) -> list[int]:
-    """Strides of a dense tensor whose dimensions lie in the order that ``spec`` has them in; expanded ones
-    are the outermost, so that what can be viewed as one dimension before can be so after."""
-    shape, stride = spec.shape, spec.stride
-    order = sorted(range(len(shape)), key=lambda d: (stride[d] != 0 or shape[d] == 1, -stride[d], d))
-    dense, step = [0] * len(shape), 1
-    for d in reversed(order):
-        dense[d] = step
-        step *= max(shape[d], 1)
-    return dense
 
 
 def wire_spec(tensor: Tensor) -> TensorSpec:

@@ -24,6 +24,7 @@ from genie.frontend.specs import to_wire
 from genie.runtime.connection import fetched_tensors
 from genie.runtime.graphs import graph_of, hints_of
 from genie.runtime.known import MAX_KNOWN, Effects, Known, KnownWindows, sizes_of
+from genie.runtime.layout import joined
 from genie.runtime.link import SHARED_BYTES, ServerLink, inline_inputs
 from genie.runtime.peers import TIMEOUT_S, PeerGroup
 from genie.runtime.placement import UNNUMBERED, Placement, Uploaded, wire_spec
@@ -276,18 +277,18 @@ class PoolExecutor:
         plans[-1].ends = not (fetch or describe)
         outcome = Outcome()
         for program, known in zip(programs, plans, strict=True):
-            # By where its inputs are now, as they will be when the program comes again; but the copies of
-            # parameters that it leaves behind stay.
+            # By where its inputs are now, as they will be when the program comes again; but what was uploaded
+            # long ago (parameters, buffers) stays where this run takes it.
             before = [self._at.where.get(h) for h in program.ext]
             last = program is programs[-1]
             outcome = self._run(program, known, fetch if last else [], list(describe) if last else [])
             del self._running[0]
             if not fresh:
-                now, parameters = self._at.where, self._parameters
+                now = self._at.where
                 places = tuple(
-                    now.get(h) if h in parameters else n for h, n in zip(program.ext, before, strict=True)
+                    now.get(h) if h < 0 and n else n for h, n in zip(program.ext, before, strict=True)
                 )
-                self._known.learn((program.key, places), known)
+                self._known.learn((program.key, places, hints_of(program)), known)
         if fresh:
             # Planned without knowing whether the predicted layouts are true: planned anew the next time.
             self._known.stray()
@@ -324,7 +325,7 @@ class PoolExecutor:
 
     def _problem(self, window: Window, fetch: Sequence[int], may_split: bool) -> Problem:
         at, program = self._at, window.program
-        effects = Effects.of(program)
+        effects = Effects.of(program, window.memory)
         places = [at.place(h) for h in program.ext]
         for k in effects.held:
             # Copies do not count for what is written to, or gets views that stay: its memory is in one place.
@@ -339,7 +340,9 @@ class PoolExecutor:
         where = {-k - 1: self._as_device(place) for k, place in enumerate(places)}
         shared = {-k - 1 for k, h in enumerate(program.ext) if len(at.sharing(h)) > 1}
         alias = {v: at.alias[program.ext[-v - 1]] for v in shared}
-        movable = frozenset(where.keys() - shared)
+        # What gets a view that stays must be where the view will be: where it is now.
+        viewed = {root for _, root in effects.views if root < 0}
+        movable = frozenset(where.keys() - shared - viewed)
         for s in self.alive:
             if self.links[s].connection.welcome.memory_limit:
                 at.held[s] = self.links[s].counters().held_bytes
@@ -622,7 +625,7 @@ class PoolExecutor:
             else:
                 axis = at.place(h).axis
                 assert axis is not None
-                fetched.append(torch.cat([got[h, s] for s in pieces[h]], axis.dim))
+                fetched.append(joined([got[h, s] for s in pieces[h]], axis.dim))
         return Outcome(fetched, [described[h] for h in describe])
 
     def _receive(self, link: ServerLink) -> tuple[Result, Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from genie.errors import PlanError
 from genie.frontend.program import Program
+from genie.runtime.layout import order_of
 from genie.runtime.steps import Gather, Move, Narrow, Need, Run, Slices, Step
 from genie.runtime.window import Instruction, Memory, instructions
 from genie.scheduler.batch_axis import part_spec
@@ -46,15 +47,21 @@ class Slicer:
     ) -> None:
         self._program, self._servers, self._split = program, servers, split
         self._value, self._specs = value, specs
+        axes = {} if split is None else split.batch.axes
+        self._axes: dict[int, Axis] = {slot: axes[v] for slot, v in value.items() if v in axes}
         self._scaled = {} if split is None else split.batch.literals
         self._first = first
         self._code: tuple[Instruction, ...] = instructions(program.key[0])
-        self._maker: dict[int, int] = {}
-        for number, i in enumerate(self._code):
-            for k in range(i.reads.new):
-                self._maker[i.first_new + k] = number
         self._memory = Memory.of(program)
+        self._maker = self._memory.made
+        self._readers: dict[int, list[int]] = {}  # of what the program makes
+        for number, i in enumerate(self._code):
+            for slot in i.slots:
+                if slot >= 0:
+                    self._readers.setdefault(slot, []).append(number)
         self._all = () if split is None else tuple(sorted(s.server for s in split.shards))
+        #: which instructions all of several servers run
+        self._together = [len(self._all) > 1 and s == self._all for s in servers]
         self._shards: dict[int, Shard] = {} if split is None else {s.server: s for s in split.shards}
         self._external: dict[int, tuple[int, ...]] = {}  # servers that have one whole from the start
         #: (slot, server, by rows) -> number of the temporary value, and the instruction it is made before
@@ -80,20 +87,16 @@ class Slicer:
 
     # -- where values are --------------------------------------------------------------------------
 
-    def _axis(self, slot: int) -> Axis | None:
-        """Where the batch lies in a value, if it is in it."""
-        return None if self._split is None else self._split.batch.axes.get(self._value[slot])
-
     def _made(self, slot: int) -> tuple[int, ...]:
         return self._servers[self._maker[slot]] if slot >= 0 else self._external[slot]
 
     def _is_sharded(self, slot: int) -> bool:
         """Whether each server has its rows of it as it is made."""
-        return self._axis(slot) is not None and len(self._all) > 1 and self._made(slot) == self._all
+        return slot in self._axes and len(self._all) > 1 and self._made(slot) == self._all
 
     def _takes_rows(self, slot: int, number: int) -> bool:
         """Whether instruction ``number`` works on the server's rows of the value."""
-        return self._axis(slot) is not None and len(self._all) > 1 and self._servers[number] == self._all
+        return self._together[number] and slot in self._axes
 
     def _needs(self) -> list[Need]:
         whole: dict[int, set[int]] = {}
@@ -107,11 +110,15 @@ class Slicer:
                 else:
                     last = self._memory.last_write.get(slot, number)
                     # What was written moves from where it was written.
-                    whole.setdefault(slot, set()).update(self._servers[min(number, last)])
+                    servers = self._servers[min(number, last)]
+                    if slot in whole:
+                        whole[slot].update(servers)
+                    else:
+                        whole[slot] = set(servers)
         needs = []
         for k in range(self._program.n_ext):
             slot = -k - 1
-            axis = self._axis(slot)
+            axis = self._axes.get(slot)
             written = self._memory.last_write.get(slot)
             rewritten = written is not None and self._servers[written] == self._all
             if slot in by_rows and (slot not in whole or rewritten):
@@ -129,10 +136,13 @@ class Slicer:
     # -- what moves --------------------------------------------------------------------------------
 
     def _find_moves(self) -> None:
-        for number, i in enumerate(self._code):
-            for slot in dict.fromkeys(i.slots):
-                rows, made = self._takes_rows(slot, number), self._made(slot)
-                for server in self._servers[number]:
+        for number, (i, servers) in enumerate(zip(self._code, self._servers, strict=True)):
+            for slot in i.slots:
+                made = self._made(slot)
+                if made == servers:  # by rows or whole, as it is read
+                    continue
+                rows = self._takes_rows(slot, number)
+                for server in servers:
                     if self._is_sharded(slot) != rows:
                         key = (slot, server, rows)
                         if key not in self._temporaries:
@@ -199,7 +209,7 @@ class Slicer:
 
     def _scatter(self, slot: int, target: int, number: int, segment: _Segment) -> None:
         """A whole value's rows that ``target`` works on."""
-        axis, shard = self._axis(slot), self._shards[target]
+        axis, shard = self._axes.get(slot), self._shards[target]
         assert axis is not None and self._split is not None
         start, length = shard.start * axis.inner, shard.rows * axis.inner
         made = self._made(slot)
@@ -212,7 +222,7 @@ class Slicer:
 
     def _gather(self, slot: int, target: int, number: int, segment: _Segment) -> None:
         """All rows of a sharded value."""
-        axis, split = self._axis(slot), self._split
+        axis, split = self._axes.get(slot), self._split
         assert axis is not None and split is not None
         own = None
         for part, shard in enumerate(split.shards):
@@ -222,7 +232,9 @@ class Slicer:
                 continue
             spec = part_spec(self._spec(slot), axis, shard.rows, split.batch.size)
             self._leave(Move(slot, shard.server, target, spec, number, part))
-        segment.before.append(Gather(number, target, slot, axis.dim, len(split.shards), own))
+        segment.before.append(
+            Gather(number, target, slot, axis.dim, len(split.shards), own, order_of(self._spec(slot)))
+        )
 
     def _spec(self, slot: int) -> TensorSpec:
         spec = self._specs.get(slot)
@@ -251,7 +263,8 @@ class Slicer:
             i = code[number]
             out.append(i.tid)
             for slot in i.slots:
-                temporary = self._temporaries.get((slot, s, self._takes_rows(slot, number)))
+                key = (slot, s, self._takes_rows(slot, number))
+                temporary = self._temporaries.get(key) if self._temporaries else None
                 if temporary is not None:
                     out.append(-ext.setdefault((True, temporary[0]), len(ext)) - 1)
                 elif slot in local:
@@ -296,11 +309,10 @@ class Slicer:
         s, inside = segment.server, set(segment.numbers)
         keep = {*self._kept_slots, *(slot for slot, source in self._sent if source == s)}
         keep = {slot for slot in keep if slot >= 0 and self._maker[slot] in inside}
-        for number, i in enumerate(self._code):
-            if number in inside and s in self._servers[number]:
-                continue
-            for slot in i.slots:
-                if slot >= 0 and self._maker[slot] in inside:
+        for number in segment.numbers:
+            i = self._code[number]
+            for slot in range(i.first_new, i.first_new + i.reads.new):
+                if not inside.issuperset(self._readers.get(slot, ())):
                     keep.add(slot)
         return keep
 
@@ -353,7 +365,7 @@ class Slicer:
         if not self._is_sharded(slot):
             return Where(servers=servers)
         assert self._split is not None
-        return Where(axis=self._axis(slot), shards=self._split.shards)
+        return Where(axis=self._axes[slot], shards=self._split.shards)
 
     def _homes(self) -> list[tuple[int, tuple[int, ...]]]:
         homes: dict[int, tuple[int, ...]] = {}

@@ -38,7 +38,8 @@ class Move:
 @dataclass(frozen=True)
 class Gather:
     """On ``server`` the ``parts`` of a sharded value become the temporary ``number``; the server's own part
-    (``own``, a place among them, or None) is bound to the value's handle."""
+    (``own``, a place among them, or None) is bound to the value's handle. ``order``: its dimensions as they
+    lie in memory, the outermost first."""
 
     number: int
     server: int
@@ -46,6 +47,7 @@ class Gather:
     dim: int
     parts: int
     own: int | None
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)

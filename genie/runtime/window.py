@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
+
 from genie.frontend.entries import Entry, definition
 from genie.frontend.program import Program
 from genie.frontend.specs import Spec
@@ -96,8 +98,7 @@ class Memory:
         return max(self.made.get(slot, -1), self.last_write.get(self.root.get(slot, slot), -1))
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(msgspec.Struct, frozen=True, gc=False):
     """One instruction of a template. ``slots`` of its tensor arguments: >= 0 made by the program, -(k+1)
     its k-th external. ``first_*``: where its own begin among the program's vectors and new values."""
 
@@ -129,10 +130,11 @@ def instructions(code: bytes) -> tuple[Instruction, ...]:
 class Window:
     """``program`` runs ``programs`` one after another: its slots are handles less ``program.base``, its
     kept slots those that outlive the window. ``starts``: the first instruction of each. ``specs``: of its
-    externals, None where only a server can tell."""
+    externals, None where only a server can tell. ``memory``: of ``program``."""
 
     programs: Sequence[Program]
     program: Program
+    memory: Memory
     starts: tuple[int, ...]
     specs: list[Spec | None]
 
@@ -146,6 +148,8 @@ def merge(programs: Sequence[Program]) -> Window:
     floats: list[float] = []
     starts: list[int] = []
     kept: set[int] = set()
+    memory = Memory({}, {}, {})
+    root, last_write, made = memory.root, memory.last_write, memory.made
     for program in programs:
         own, ext_specs = (program.entries, None) if program.concrete is None else program.concrete()
         starts.append(len(entries))
@@ -167,16 +171,23 @@ def merge(programs: Sequence[Program]) -> Window:
             for slot, spec in zip(outer, ext_specs, strict=True):
                 if slot < 0:
                     specs[-slot - 1] = spec
-        for instruction, entry in zip(instructions(program.key[0]), own, strict=True):
+        numbers = enumerate(zip(instructions(program.key[0]), own, strict=True), starts[-1])
+        for number, (instruction, entry) in numbers:
+            slots = [slot + shift if slot >= 0 else outer[-slot - 1] for slot in instruction.slots]
             code.append(instruction.tid)
-            for position, slot in enumerate(instruction.slots):
-                if slot >= 0:
-                    code.append(slot + shift)
-                    continue
-                slot = outer[-slot - 1]
-                code.append(slot)
+            code.extend(slots)
+            for position, slot in enumerate(slots):
                 if slot < 0 and specs[-slot - 1] is None and position < len(entry.ins):
                     specs[-slot - 1] = entry.ins[position]
+            first = instruction.first_new + shift
+            for slot in range(first, first + instruction.reads.new):
+                made[slot] = number
+                if entry.views:
+                    root[slot] = root.get(slots[0], slots[0])
+            if entry.writes:
+                for place in instruction.reads.written:
+                    slot = slots[place]
+                    last_write[root.get(slot, slot)] = number
         kept.update(h - base for h in program.kept_handles())
         kept.difference_update(h - base for h in program.release)
     last = programs[-1]
@@ -195,4 +206,4 @@ def merge(programs: Sequence[Program]) -> Window:
         first=programs[0].first,
         weight_names=programs[0].weight_names,
     )
-    return Window(programs, merged, tuple(starts), specs)
+    return Window(programs, merged, memory, tuple(starts), specs)

@@ -68,11 +68,11 @@ def _proven(problem: Problem, externals: list[int]) -> tuple[BatchAxes | str, in
     assert prove is not None
     # A seed concerns no value; it stays on its own server.
     nodes = [n for n in graph.nodes if n.inputs or n.outputs]
-    batch = prove(Graph(graph.externals, nodes, graph.edges, graph.digest), externals)
+    batch = prove(Graph(graph.externals, nodes, graph.digest), externals)
     end = 1 + max((n.number for n in nodes if n.name in COMPUTE), default=-1)
     if isinstance(batch, str) and 0 < end < len(graph.nodes):
         part = [n for n in nodes if n.number < end]
-        begun = prove(Graph(graph.externals, part, graph.edges, graph.digest), externals)
+        begun = prove(Graph(graph.externals, part, graph.digest), externals)
         if not isinstance(begun, str):
             return begun, end
     return batch, len(graph.nodes)

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import torch
 
 from genie.srg.cost import COMPUTE
-from genie.srg.graph import Graph, Node, Residency, nbytes
+from genie.srg.graph import Graph, Node, Residency
 from genie.wire.allowed_ops import PSEUDO_OPS
 
 #: a copy of an instruction that touches more bytes than this is not cheap
@@ -20,31 +20,30 @@ class Flow:
     """Of each instruction: ``inputs`` (without repetition), ``outputs``, ``is_view``. ``made``: the
     instruction that makes a value, -1 for an external. ``last_write``: of a value that owns memory
     (`Wiring.root`), the last instruction that writes to it or to a view of it; only what is written has
-    one. ``weights``: external values.
+    one. ``nbytes`` of every value, 0 where its spec is not known. ``weights``: external values.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         nodes, wiring = graph.nodes, graph.wiring
-        self.root, self.spec = wiring.root, wiring.spec
+        self.root, self.spec, self.nbytes = wiring.root, wiring.spec, wiring.nbytes
         given = [n.inputs for n in nodes]
         self.inputs = [v if len(v) < 2 else tuple(dict.fromkeys(v)) for v in given]
         self.outputs = [n.outputs for n in nodes]
         self.is_view = [n.is_view for n in nodes]
-        self.made = {n.outputs[0]: -1 for n in graph.externals}
-        self.made.update((v, number) for number, made in enumerate(self.outputs) for v in made)
+        self.made = made = dict.fromkeys([n.outputs[0] for n in graph.externals], -1)
+        for number, outputs in enumerate(self.outputs):
+            for v in outputs:
+                made[v] = number
         self.last_write: dict[int, int] = {}
-        for node in nodes:
-            for v in written(node):
+        ops = [n.op for n in nodes]
+        normalisations = {op for op in set(ops) if _statistics(op) is not None}
+        for node, op in zip(nodes, ops, strict=True):
+            for v in written(node) if op in normalisations else node.writes:
                 self.last_write[self.root[v]] = node.number
         self.weights = frozenset(
             n.outputs[0] for n in graph.externals if n.residency is Residency.PERSISTENT_WEIGHT
         )
-
-    @cached_property
-    def nbytes(self) -> dict[int, int]:
-        """Of every value; 0 where its spec is not known."""
-        return {v: nbytes(spec) for v, spec in self.spec.items()}
 
     @cached_property
     def readers(self) -> dict[int, list[int]]:
@@ -78,7 +77,10 @@ class Flow:
     @cached_property
     def random(self) -> frozenset[int]:
         """Instructions that use or change the session's random state."""
-        return frozenset(n.number for n in self.graph.nodes if _tagged(n.op) and _draws(n))
+        ops = [n.op for n in self.graph.nodes]
+        tagged = {op for op in set(ops) if _tagged(op)}
+        nodes = self.graph.nodes
+        return frozenset([i for i, op in enumerate(ops) if op in tagged and _draws(nodes[i])] if tagged else ())
 
     @cached_property
     def groups(self) -> list[tuple[int, ...]]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from genie.scheduler.where import Axis, Shard
 
 
@@ -63,13 +65,14 @@ class Declined:
     predicted_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True, gc=False):
     """``value`` moves from server ``source`` (-1: the client) to ``target`` before instruction ``before``
     runs there. ``kind``: "copy" of the whole, "scatter" of the target's rows of a whole value, "gather" of
     the source's rows to where all are needed. ``once``: a weight, which stays for later windows. ``after``:
     the instruction on ``source`` that makes the value, or is the last to write to its memory; -1: none does.
     """
+
+    # A struct, since each candidate of a large model has a thousand of them.
 
     value: int
     source: int

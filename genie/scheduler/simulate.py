@@ -79,7 +79,7 @@ def _work(problem: Problem, placement: Placement) -> tuple[list[list[int]], list
     seconds: list[list[float]] = [[] for _ in range(count)]
     whole, split = problem.seconds, placement.split
     part: dict[int, list[float]] = {}
-    axes = split.batch.axes if split else {}
+    batch = (split.batch.axes if split else {}).keys()
     if split:
         part = {s.server: problem.seconds_of_share(s.server, s.rows / split.batch.size) for s in split.shards}
     outputs, inputs = problem.flow.outputs, problem.flow.inputs
@@ -89,7 +89,7 @@ def _work(problem: Problem, placement: Placement) -> tuple[list[list[int]], list
             own[server].append(number)
             seconds[server].append(whole[server][number])
             continue
-        batched = bool(axes) and any(v in axes for v in (*outputs[number], *inputs[number]))
+        batched = not (batch.isdisjoint(outputs[number]) and batch.isdisjoint(inputs[number]))
         for server in servers:
             own[server].append(number)
             seconds[server].append((part if batched else whole)[server][number])

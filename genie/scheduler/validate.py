@@ -142,10 +142,10 @@ def _split(problem: Problem, placement: Placement) -> None:
                 f"the batch of {split.batch.size}, which that value does not have"
             )
     for node, servers in zip(problem.graph.nodes, placement.servers, strict=True):
-        if len(servers) == 1:
+        if len(servers) == 1 or servers == everywhere:
             continue
         batched = [v for v in (*node.inputs, *node.outputs) if v in axes]
-        if batched and servers != everywhere:
+        if batched:
             raise _error(
                 problem, placement, node.number,
                 f"works on {value_name(batched[0])}, which has the batch, on servers {servers}: its rows are "

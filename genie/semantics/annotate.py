@@ -42,7 +42,7 @@ def annotate(graph: Graph, recognizers: Sequence[Recognizer] = RECOGNIZERS) -> G
     """A copy of ``graph`` with what the recognizers found; ``graph`` stays as it was."""
     nodes = [copy(n) for n in graph.externals], [copy(n) for n in graph.nodes]
     return annotate_in_place(
-        Graph(*nodes, graph.edges, graph.digest, graph.blocks, list(graph.notes)), recognizers
+        Graph(*nodes, graph.digest, graph.blocks, list(graph.notes)), recognizers
     )
 
 

@@ -96,32 +96,38 @@ def _towers(graph: Graph, seconds: list[float], arithmetic: set[int]) -> tuple[_
     wrote: dict[int, int] = {}  # storage that is written to -> tower of its last writer
     readers: dict[int, set[int]] = {}  # ... -> towers that have read it
     member: list[int | None] = []
-    for node in graph.nodes:
-        met = {of_value[v] for v in node.inputs if v in of_value}
+    for number, node in enumerate(graph.nodes):
+        tower: int | None = None
+        met: set[int] = set()  # where there are several
+        for v in node.inputs:
+            other = of_value.get(v)
+            if other is not None and other != tower:
+                if tower is not None:
+                    met |= {tower, other}
+                tower = other
         touched = [root[v] for v in node.inputs if root[v] in shared] if shared else ()
-        for storage in touched:
-            if storage in wrote:
-                met.add(wrote[storage])
-        for v in node.writes:
-            met |= readers.get(root[v], set())
-        fused = _FUSED in met
-        if len(met) > 1:
-            met = {find(t) for t in met if t != _FUSED}
-        tower: int | None
-        if fused:
+        if touched or node.writes:
+            met |= {wrote[storage] for storage in touched if storage in wrote}
+            for v in node.writes:
+                met |= readers.get(root[v], set())
+            if tower is not None:
+                met.add(tower)
+            elif met:
+                tower = next(iter(met))
+        if _FUSED in met:
             tower = _FUSED
         elif len(met) > 1:
-            tower = towers.join(met)
-        elif met:
-            tower = find(met.pop())
-        else:
-            tower = towers.begin() if node.number in arithmetic else None
+            tower = towers.join({find(t) for t in met})
+        elif tower is None:
+            tower = towers.begin() if number in arithmetic else None
+        elif tower != _FUSED:
+            tower = find(tower)
         member.append(tower)
         if tower is None:
             continue
         if tower != _FUSED:
-            towers.ops[tower] += node.number in arithmetic
-            towers.seconds[tower] += seconds[node.number]
+            towers.ops[tower] += number in arithmetic
+            towers.seconds[tower] += seconds[number]
         for v in node.outputs:
             of_value[v] = tower
         for storage in touched:

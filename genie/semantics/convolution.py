@@ -15,12 +15,16 @@ def recognize(graph: Graph) -> None:
     convolutions = graph.named(CONVOLUTIONS)
     if not convolutions:
         return
+    numbers = {n.number for n in convolutions}
     stage_of: dict[int, tuple[int, int]] = {}  # value -> (stage, height of the stage's map)
     for node in graph.nodes[convolutions[0].number :]:
-        before = [stage_of[v] for v in node.inputs if v in stage_of]
-        stage = max(before, default=None)
-        spec = node.specs[0] if node.specs else None
-        if node.name in CONVOLUTIONS and spec is not None and len(spec.shape) == 4:
+        stage: tuple[int, int] | None = None
+        for v in node.inputs:
+            before = stage_of.get(v)
+            if before is not None and (stage is None or before > stage):
+                stage = before
+        spec = node.specs[0] if node.number in numbers and node.specs else None
+        if spec is not None and len(spec.shape) == 4:
             height = spec.shape[-2]
             if stage is None:
                 stage = (0, height)
@@ -28,7 +32,8 @@ def recognize(graph: Graph) -> None:
                 stage = (stage[0] + 1, height)
         if stage is not None:
             node.stage = stage[0]
-            stage_of.update(dict.fromkeys(node.outputs, stage))
+            for v in node.outputs:
+                stage_of[v] = stage
     if not any(node.stage for node in graph.nodes):
         for node in graph.nodes:
             node.stage = None

@@ -13,8 +13,6 @@ the one nearest to the next instruction with a weight of one place.
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 from genie.frontend.names import Owner
 from genie.srg.graph import Graph, Node
 
@@ -97,5 +95,10 @@ def _enclose(graph: Graph, named: list[Node], several: bool) -> None:
 
 def _common(a: str, b: str) -> str:
     """The innermost module that holds both."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False))
-    return ".".join(part for part, _ in same)
+    path, other = a.split("."), b.split(".")
+    same = 0
+    for part, its in zip(path, other, strict=False):
+        if part != its:
+            break
+        same += 1
+    return ".".join(path[:same])

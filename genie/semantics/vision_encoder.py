@@ -8,11 +8,12 @@ from genie.srg.graph import Graph, Modality, Phase
 
 def recognize(graph: Graph) -> None:
     convolutions = graph.named(CONVOLUTIONS)
+    numbers = {n.number for n in convolutions}
     encoded: set[int] = set()
     for node in graph.nodes[convolutions[0].number :] if convolutions else ():
         if (
             node.modality is Modality.VISION
-            and (node.name in CONVOLUTIONS or not encoded.isdisjoint(node.inputs))
+            and (node.number in numbers or not encoded.isdisjoint(node.inputs))
         ):  # fmt: skip
             encoded.update(node.outputs)
             if node.phase is Phase.UNKNOWN:

@@ -16,9 +16,12 @@ def recognize(graph: Graph) -> None:
     for node in graph.externals:
         if node.origin is Origin.PARAMETER:
             node.residency = Residency.PERSISTENT_WEIGHT
+    places: dict[int, list[int]] = {}  # by the arguments that all nodes of one op definition share
     for node in graph.named(_NORMS):
-        for value in _running_statistics(node):
-            source = wiring.producer[wiring.root[value]]
+        if id(node.args) not in places:
+            places[id(node.args)] = _running_statistics(node)
+        for place in places[id(node.args)]:
+            source = wiring.producer[wiring.root[node.inputs[place]]]
             if source.origin is not None:
                 source.residency = Residency.PERSISTENT_WEIGHT
     for node in wiring.views:
@@ -28,6 +31,7 @@ def recognize(graph: Graph) -> None:
 
 
 def _running_statistics(node: Node) -> list[int]:
-    """Buffers, not Parameters: only their place among the arguments tells what they are."""
+    """Their places among the inputs. Buffers, not Parameters: only their place among the arguments tells
+    what they are."""
     present = [p[0] == "t" for p in node.args]
-    return [node.inputs[sum(present[:k])] for k in (3, 4) if k < len(present) and present[k]]
+    return [sum(present[:k]) for k in (3, 4) if k < len(present) and present[k]]

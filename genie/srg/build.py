@@ -7,21 +7,21 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from genie.frontend.entries import Entry, definition
 from genie.frontend.names import Owner
 from genie.frontend.program import Program
 from genie.frontend.specs import Spec, to_wire
 from genie.srg.cost import cost
-from genie.srg.graph import Cost, Edge, Graph, Node, Origin, Phase, Wiring, base_name, nbytes
+from genie.srg.graph import Cost, Graph, Node, Origin, Phase, Wiring, base_name, nbytes
 from genie.wire.messages import TensorSpec
 
 _NOTHING = Cost(0, 0)
 _BYTES = array("i").itemsize
 
 
-@dataclass(frozen=True)
-class External:
+class External(NamedTuple):
     """What is known of one of ``program.ext`` where the program runs. ``owners``: where it is in the
     tree of modules, if it is a weight or a buffer (and with it what `genie.annotate_phase` said there)."""
 
@@ -126,7 +126,7 @@ def build(
     shared = _Specs()
     wiring = Wiring()
     producer, readers, specs, root = wiring.producer, wiring.readers, wiring.spec, wiring.root
-    by_name, views = wiring.by_name, wiring.views
+    sizes, by_name, views = wiring.nbytes, wiring.by_name, wiring.views
     given = []
     for k, e in enumerate(externals):
         v = -k - 1
@@ -136,11 +136,8 @@ def build(
         )  # fmt: skip
         given.append(node)
         producer[v], readers[v], specs[v], root[v] = node, [], node.specs[0], v
-    sizes = {v: nbytes(s) for v, s in specs.items()}
-    made_by = {v: v for v in specs}
-    writer: dict[int, int] = {}  # root -> the last instruction that wrote to its storage
+        sizes[v] = nbytes(node.specs[0])
     nodes: list[Node] = []
-    edges: list[Edge] = []
     hashed: list[bytes] = []
     entries: dict[int, _Known] = {}
     instructions, numbers, floats = program.key[0], code.tolist(), tuple(program.floats)
@@ -156,20 +153,18 @@ def build(
         inputs = tuple(numbers[at + 1 : end])
         hashed += shape.signature, instructions[(at + 1) * _BYTES : end * _BYTES]
         at = end
-        for v in inputs if len(inputs) < 2 else dict.fromkeys(inputs):
-            source = made_by[v]
-            edges.append(Edge(source, number, v, specs[v], sizes[v]))
-            if writer:
-                last = writer.get(root[v])
-                if last is not None and last > source:
-                    edges.append(Edge(last, number, v, specs[v], sizes[v], True))
-        outputs = (value,) if shape.new == 1 else tuple(range(value, value + shape.new))
+        if shape.new == 1:
+            outputs: tuple[int, ...] = (value,)
+            leaf = value in leaves
+        else:
+            outputs = tuple(range(value, value + shape.new))
+            leaf = not leaves.isdisjoint(outputs)
         value += shape.new
         writes = tuple([inputs[k] for k in shape.written]) if shape.written else ()
         node = Node(
             number, entry.op, shape.args, shape.kwargs, inputs, entry.literals,
             floats[float_at : float_at + shape.floats] if shape.floats else (), outputs, known.specs, writes,
-            is_view, not leaves.isdisjoint(outputs), known.cost,
+            is_view, leaf, known.cost,
         )  # fmt: skip
         float_at += shape.floats
         nodes.append(node)
@@ -182,13 +177,11 @@ def build(
         for v in inputs:
             readers[v].append(node)
         for k, v in enumerate(outputs):
-            producer[v], readers[v], made_by[v] = node, [], number
+            producer[v], readers[v] = node, []
             specs[v], sizes[v] = known.specs[k], known.nbytes[k]
             root[v] = root[inputs[0]] if is_view else v
-        for v in writes:
-            writer[root[v]] = number
     hashed.append(array("i", sorted(leaves)).tobytes())
     digest = hashlib.sha256(b"".join(hashed)).digest()
-    graph = Graph(given, nodes, edges, digest, [(a, b, Phase(p)) for a, b, p in blocks])
+    graph = Graph(given, nodes, digest, [(a, b, Phase(p)) for a, b, p in blocks])
     graph.__dict__["wiring"] = wiring
     return graph

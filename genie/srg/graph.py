@@ -22,7 +22,7 @@ import torch
 from genie.frontend.names import Owner
 from genie.wire.messages import TensorSpec
 
-FORMAT = 2
+FORMAT = 3
 
 # No gc: a graph is a tree of numbers, and thousands of tracked objects would each time set off the
 # collector, which walks over all of torch.
@@ -134,12 +134,14 @@ class Edge(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 @dataclass
 class Wiring:
-    """Lookups derived from a graph's nodes. ``root`` maps a view to the value that owns its storage;
-    ``by_name`` the instructions, in order, by `Node.name`; ``views`` are those that make views."""
+    """Lookups derived from a graph's nodes. ``nbytes`` of each value, 0 where its spec is not known;
+    ``root`` maps a view to the value that owns its storage; ``by_name`` the instructions, in order, by
+    `Node.name`; ``views`` are those that make views."""
 
     producer: dict[int, Node] = field(default_factory=dict)
     readers: dict[int, list[Node]] = field(default_factory=dict)
     spec: dict[int, TensorSpec | None] = field(default_factory=dict)
+    nbytes: dict[int, int] = field(default_factory=dict)
     root: dict[int, int] = field(default_factory=dict)
     by_name: dict[str, list[Node]] = field(default_factory=dict)
     views: list[Node] = field(default_factory=list)
@@ -151,7 +153,6 @@ class Graph(msgspec.Struct, dict=True):
 
     externals: list[Node]
     nodes: list[Node]
-    edges: list[Edge]
     digest: bytes
     blocks: list[tuple[int, int, Phase]] = []  # annotated: instructions [start, stop), innermost last
     notes: list[str] = []  # what a reader should know, as where a hint contradicts the evidence
@@ -163,6 +164,7 @@ class Graph(msgspec.Struct, dict=True):
         for node in (*self.externals, *self.nodes):
             for value, spec in zip(node.outputs, node.specs, strict=True):
                 w.producer[value], w.spec[value], w.readers[value] = node, spec, []
+                w.nbytes[value] = nbytes(spec)
                 w.root[value] = w.root[node.inputs[0]] if node.is_view else value
             for value in node.inputs:
                 w.readers[value].append(node)
@@ -171,6 +173,22 @@ class Graph(msgspec.Struct, dict=True):
             if node.is_view:
                 w.views.append(node)
         return w
+
+    @cached_property
+    def edges(self) -> list[Edge]:
+        """What each instruction reads, in order of the readers."""
+        w, found = self.wiring, list[Edge]()
+        writer: dict[int, int] = {}  # root -> the last instruction that wrote to its storage
+        for node in self.nodes:
+            for v in dict.fromkeys(node.inputs):
+                source = w.producer[v].number
+                found.append(Edge(source, node.number, v, w.spec[v], w.nbytes[v]))
+                last = writer.get(w.root[v])
+                if last is not None and last > source:
+                    found.append(Edge(last, node.number, v, w.spec[v], w.nbytes[v], True))
+            for v in node.writes:
+                writer[w.root[v]] = node.number
+        return found
 
     def named(self, names: Collection[str]) -> list[Node]:
         """The instructions with one of these names, in program order."""

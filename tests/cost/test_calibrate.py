@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from genie.cli import main
 from genie.cost import calibrate, measure, programs, store
 from genie.cost.judge import judge
+from genie.cost.sizing import MAX_CALLS
 from genie.devices import device_slot
 from genie.errors import ConfigError
 from genie.runtime.remote import open_link
@@ -72,6 +74,58 @@ def test_alike_servers_share_one_calibration(servers, few):
         addresses(servers)[:1], TOKEN, force=True, progress=lambda *a: seen.append(a[1:])
     )
     assert len(seen) == expected
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Iterator[ServerProcess]:
+    """A server that lets a session hold 1 MiB."""
+    logs = tmp_path_factory.mktemp("small")
+    extra = ["--memory-limit", str(1 << 20)]
+    with ServerProcess.start(device_slot(DEVICE, 0), token=TOKEN, log_dir=logs, extra_args=extra) as server:
+        yield server
+
+
+def test_a_small_server_has_a_calibration_of_its_own(small, few, caplog):
+    few.append(programs.linear(1, 1024, 1024))
+    model = calibrate.load_or_calibrate([small.address], TOKEN)[0]
+    assert sum("too little for a whole calibration" in r.message for r in caplog.records) == 1
+    assert model.key["memory_limit"] == 1 << 20
+    assert "linear 1x1024x1024" in model.measured["float32"]["left_out"]
+    assert 0 < model.measured["float32"]["samples"] <= len(few) - len(model.measured["float32"]["left_out"])
+    facts = {k: v for k, v in model.key.items() if k != "memory_limit"}
+    assert store.load(facts) is None
+    seen: list[int] = []
+    calibrate.load_or_calibrate([small.address], TOKEN, progress=lambda *a: seen.append(1))
+    assert not seen
+    # A whole one is better, where there is one.
+    store.save(replace(model, key=facts, device="whole"))
+    again = calibrate.load_or_calibrate([small.address], TOKEN)[0]
+    assert "memory_limit" not in again.key
+
+
+def test_every_dtype_has_the_room_of_one(small):
+    link = open_link(small.address, TOKEN)
+    chosen = [programs.binary("add", torch.add, n) for n in (256, 16_384, 40_000)]
+    dtypes = [torch.float32, torch.float64, torch.float32]
+    samples = measure.measure(measure.remote(link), DEVICE, dtypes, chosen, rounds=1)
+    assert {s.dtype for s in samples} == {"float32", "float64"}
+
+
+def test_a_program_is_recorded_once_and_run_often(servers):
+    """What is run again is the whole program: as long as the one that is recorded anew."""
+    link = open_link(servers[0].address, TOKEN)
+    executor = measure.remote(link)
+    ran: list[int] = []
+    execute = executor.executor.execute
+
+    def counted(program, fetch, describe):
+        ran.append(len(program.entries))
+        return execute(program, fetch, describe)
+
+    executor.executor.execute = counted
+    measure.measure(executor, DEVICE, [torch.float32], [programs.binary("add", torch.add, 256)], rounds=3)
+    # The one that is recorded, and two or three rounds; nothing else is as long.
+    assert [n for n in ran if n > 8] in ([MAX_CALLS + 1] * 3, [MAX_CALLS + 1] * 4)
 
 
 def test_what_is_measured_is_the_op_itself(servers):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 
 import msgspec
@@ -114,3 +117,57 @@ def test_writers_and_readers_do_not_meet(measured, cache):
         t.join(60)
     assert not broken
     assert len(os.listdir(cache)) == 1
+
+
+def test_a_limited_calibration_is_not_that_of_others(measured):
+    limited = replace(measured, key=store.key_of(FACTS, 1 << 20))
+    store.save(limited)
+    assert store.load(store.key_of(FACTS)) is None
+    assert store.load(store.key_of(FACTS, 1 << 21)) is None
+    assert store.load(limited.key) is not None
+
+
+_HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(measured, cache):
+    """Another process that is measuring the same device."""
+    cache.mkdir()
+    lock = str(store.path_of(measured.key).with_suffix(".lock"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "holds\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_one_process_measures_a_device_at_a_time(measured, holder, caplog):
+    with caplog.at_level(logging.WARNING), store.alone(measured.key, timeout_s=0.3) as alone:
+        assert not alone
+    assert "measuring beside it" in caplog.text
+    with store.alone(store.key_of(msgspec.structs.replace(FACTS, cores=2)), timeout_s=0.0) as alone:
+        assert alone
+
+
+@pytest.mark.parametrize("end", ["leaves", "dies"])
+def test_the_next_one_begins_when_the_first_ends(measured, holder, end):
+    timer = threading.Timer(0.3, holder.kill if end == "dies" else holder.stdin.close)
+    timer.start()
+    start = time.monotonic()
+    with store.alone(measured.key, timeout_s=60) as alone:
+        assert alone
+    assert 0.2 < time.monotonic() - start < 30
+    timer.join(30)

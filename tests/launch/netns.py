@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -78,8 +79,9 @@ def hosts(count: int) -> Iterator[list[Host]]:
             _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", inner)
             _ip("-n", host.name, "link", "set", inner, "up")
             _ip("-n", host.name, "link", "set", "lo", "up")
-            # To nowhere but here; yet what asks the kernel for "the" address of a host (Ray does) needs one.
-            _ip("-n", host.name, "route", "add", "default", "via", f"{net}.1")
+            # Ray asks the kernel which address a host would reach the internet from. It ends here, and no
+            # default route with it: a look-up of names would wait for an answer, and now fails at once.
+            _ip("-n", host.name, "route", "add", "8.8.8.8/32", "via", f"{net}.1")
         yield made
     finally:
         for host in made:
@@ -89,6 +91,54 @@ def hosts(count: int) -> Iterator[list[Host]]:
             _ip("netns", "del", host.name)  # its veth pair goes with it
         with suppress(subprocess.CalledProcessError):  # it was never made
             _ip("link", "del", bridge)
+
+
+class Cable:
+    """Between two hosts, beside the network that all share: for what only these two tell each other."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self._hosts = tuple(hosts)
+        self._ends = (_name("x"), _name("y"))
+        there = self._hosts[1].name
+        _ip("-n", self._hosts[0].name, "link", "add", self._ends[0], "type", "veth",
+            "peer", "name", self._ends[1], "netns", there)  # fmt: skip
+        #: of its two ends; 192.0.2.0/24 is for documentation (RFC 5737), so it is on no other network
+        self.addresses = ("192.0.2.1", "192.0.2.2")
+        for host, end, address in zip(self._hosts, self._ends, self.addresses, strict=True):
+            _ip("-n", host.name, "addr", "add", f"{address}/24", "dev", end)
+            _ip("-n", host.name, "link", "set", end, "up")
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes that went in from the first host, and from the second, as the kernel counts them."""
+        sent = []
+        for host, end in zip(self._hosts, self._ends, strict=True):
+            (link,) = json.loads(_ip("-n", host.name, "-s", "-j", "link", "show", end))
+            sent.append(link["stats64"]["tx"]["bytes"])
+        return sent[0], sent[1]
+
+    @contextmanager
+    def limited(self, bytes_per_s: float) -> Iterator[None]:
+        """In both directions."""
+        shape = ("tbf", "rate", f"{bytes_per_s * 8:.0f}bit", "burst", "256k", "latency", "100ms")
+        for host, end in zip(self._hosts, self._ends, strict=True):
+            _run("tc", "-n", host.name, "qdisc", "add", "dev", end, "root", *shape)
+        try:
+            yield
+        finally:
+            for host, end in zip(self._hosts, self._ends, strict=True):
+                _run("tc", "-n", host.name, "qdisc", "del", "dev", end, "root")
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """What is sent into it is lost, and nobody is told."""
+        ends = list(zip(self._hosts, self._ends, strict=True))
+        for host, end in ends:
+            _ip("-n", host.name, "link", "set", end, "down")
+        try:
+            yield
+        finally:
+            for host, end in ends:
+                _ip("-n", host.name, "link", "set", end, "up")
 
 
 @pytest.fixture
@@ -105,9 +155,11 @@ def _name(kind: str) -> str:
 
 
 def _ip(*arguments: str) -> str:
-    done = subprocess.run(
-        ["ip", *arguments], capture_output=True, text=True, check=True, timeout=_COMMAND_SECONDS
-    )
+    return _run("ip", *arguments)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_COMMAND_SECONDS)
     return done.stdout
 
 

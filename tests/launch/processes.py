@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import genie
-from genie.baselines.peer_process import running
+from genie.runtime.child_process import running
 
 TOKEN = "a-token-for-tests"
 

@@ -5,12 +5,33 @@ One node on this machine, or one in each of the network namespaces that are give
 
 import argparse
 import os
+import shutil
 import signal
 import sys
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
-from genie.baselines.peer_process import die_with_parent, report_ready, wait_for_end_of_input
+from genie.runtime.child_process import ChildProcess, die_with_parent, report_ready, wait_for_end_of_input
 from tests.launch.netns import Host
+
+START_S = 110
+
+
+@contextmanager
+def ray_cluster(cpus: int, *hosts: Host) -> Iterator[str]:
+    """Its address, while it runs, with ``cpus`` CPUs on each node."""
+    # Ray's sockets live below it, and a socket's path may have 107 characters: not under pytest's folder.
+    folder = Path(tempfile.mkdtemp(prefix="gray", dir="/tmp"))
+    arguments = ["--cpus", str(cpus), *(f"{host.name}={host.address}" for host in hosts)]
+    environ = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    nodes = ChildProcess("tests.launch.ray_nodes", arguments, folder / "log", environ)
+    try:
+        yield str(nodes.wait_ready(START_S)["address"])
+    finally:
+        nodes.stop(grace_s=15)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:

@@ -4,28 +4,23 @@ The cluster has as many CPUs as a pool has servers: that the next pool starts sh
 actors and placement group are gone.
 """
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 
-from genie.baselines.peer_process import ChildProcess, session_members
 from genie.errors import ConfigError, ConnectError, ServerLostError
 from genie.launch.bind import Bind
 from genie.launch.ray_servers import RayServers
+from genie.runtime.child_process import session_members
 from tests.launch.netns import two_hosts  # noqa: F401  (a fixture)
 from tests.launch.processes import computes, gone, make_certificate, until
+from tests.launch.ray_nodes import ray_cluster
 
-REPOSITORY = Path(__file__).parents[2]
-START_S = 110
 pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,26 +31,6 @@ def test_servers(genie_servers):
     print("PIDS", *genie_servers.pids, flush=True)
     time.sleep(100)
 """
-
-
-@contextmanager
-def ray_cluster(cpus, *hosts):
-    # Ray's sockets live below it, and a socket's path may have 107 characters: not under tmp_path.
-    folder = Path(tempfile.mkdtemp(prefix="gray", dir="/tmp"))
-    arguments = ["--cpus", str(cpus), *(f"{host.name}={host.address}" for host in hosts)]
-    environ = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
-    nodes = ChildProcess("tests.launch.ray_nodes", arguments, folder / "log", environ)
-    try:
-        yield nodes.wait_ready(START_S)["address"]
-    finally:
-        nodes.stop(grace_s=15)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def address():
-    with ray_cluster(2) as found:
-        yield found
 
 
 def test_a_server_that_died_is_told_with_its_log(address, tmp_path):
@@ -83,25 +58,6 @@ def lost(servers):
     except ServerLostError as error:
         return error
     return None
-
-
-def test_a_cell_of_the_suite(address, tmp_path):
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "bench_tests", "--benchmark-only", "-q", "-k", "vision"),
-            *("--genie-launcher", "ray", "--genie-ray-address", address, "--genie-servers", "2"),
-            *("--genie-device", "cpu", "--genie-profile", "smoke", "--genie-rounds", "1"),
-            *("--genie-baselines", "local_pytorch,genie_no_semantics", "-p", "no:cacheprovider"),
-            f"--benchmark-json={tmp_path / 'result.json'}",
-        ],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    cells = json.loads((tmp_path / "result.json").read_text())["benchmarks"]
-    remote = next(each["extra_info"] for each in cells if each["extra_info"]["baseline"].startswith("genie_"))
-    assert remote["verified"]["ok"] and remote["devices"] == 2
-    assert remote["receipt"]["pid"] > 0
-    assert "ray" not in run.stderr
 
 
 def test_an_interrupted_run_leaves_no_server(address, pytester):

@@ -27,8 +27,8 @@ def placed(problem: Problem, name: str, wish: list, split: BatchSplit | None = N
     return proposal(problem, Placement(name, settled(problem, wish, axes), "a test", split))
 
 
-def at_home(problem: Problem) -> Placement:
-    return Placement("home", ((problem.cluster.home,),) * len(problem.graph.nodes), "a test")
+def at_home(problem: Problem) -> Placement | Declined:
+    return placed(problem, "home", [(problem.cluster.home,)] * len(problem.graph.nodes))
 
 
 class Home:

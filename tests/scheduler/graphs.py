@@ -74,7 +74,7 @@ class Making:
         return self.op(of, name="aten::relu_.default", writes=(of,), **more)  # type: ignore[arg-type]
 
     def graph(self) -> Graph:
-        return Graph(self.externals, self.nodes, [], b"hand-made")
+        return Graph(self.externals, self.nodes, b"hand-made")
 
     def problem(self, cluster: Cluster | None = None, **more: object) -> Problem:
         return Problem(self.graph(), cluster or pool(), **{"where": {}} | more)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_bytes_that_are_no_graph_are_refused(data: bytes) -> None:
 
 
 def test_another_format_is_refused() -> None:
-    data = Graph([], [], [], b"", format=99).to_bytes()
+    data = Graph([], [], b"", format=99).to_bytes()
     with pytest.raises(msgspec.ValidationError, match="format 99"):
         Graph.from_bytes(data)
 

@@ -23,11 +23,11 @@ from types import FrameType
 
 import psutil
 
-from genie.baselines.peer_process import die_with_parent
 from genie.bench.gate.turns import VARIABLE as TURNS_VARIABLE
 from genie.bench.gate.turns import Turns
 from genie.bench.results import Result, load_result
 from genie.errors import CannotCompareError, ResultError
+from genie.runtime.child_process import die_with_parent
 
 WITNESS_VARIABLE = "GENIE_GATE_WITNESS"
 _RESULT = "result.json"

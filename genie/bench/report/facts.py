@@ -92,6 +92,7 @@ class Facts:
     predictions: tuple[Prediction, ...] = ()
     cost_mape: float | None = None  # percent, of the held-out cases
     cost_spearman: float | None = None
+    cost_clock: str = ""  # "cpu": measured times are CPU-seconds of the server; "wall"
 
     @property
     def is_beside(self) -> bool:
@@ -156,6 +157,7 @@ def read_facts(cell: CellResult, path: Path) -> Facts:
             predictions=_predictions(info.get("cases")),
             cost_mape=_number((info.get("cost_model") or {}).get("mape")),
             cost_spearman=_number((info.get("cost_model") or {}).get("spearman")),
+            cost_clock=str((info.get("cost_model") or {}).get("clock") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
@@ -167,8 +169,9 @@ def read_facts(cell: CellResult, path: Path) -> Facts:
 def _predictions(cases: Any) -> tuple[Prediction, ...]:
     found = []
     for name, case in (cases or {}).items():
-        if case.get("predicted_ms") is not None and case.get("remote_ms"):
-            predicted, measured = _positive(case["predicted_ms"]), _positive(case["remote_ms"])
+        time = case.get("measured_ms") or case.get("remote_ms")
+        if case.get("predicted_ms") is not None and time:
+            predicted, measured = _positive(case["predicted_ms"]), _positive(time)
             found.append(Prediction(str(name), predicted, measured, case.get("held_out") is True))
     return tuple(found)
 

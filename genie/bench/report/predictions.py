@@ -10,6 +10,9 @@ from genie.bench.report import charts
 from genie.bench.report.facts import Facts
 from genie.bench.report.series import Series
 
+#: by which measured times are told
+_CLOCKS = {"cpu": "CPU-seconds of the server", "wall": "wall clock on the server"}
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -30,6 +33,8 @@ def _plot(facts: Facts) -> Plot:
         told += f". Of these: mean absolute error {facts.cost_mape:.0f} %"
         if facts.cost_spearman is not None:
             told += f", rank correlation {facts.cost_spearman:.2f}"
+    if facts.cost_clock:
+        told += f" (measured in {_CLOCKS.get(facts.cost_clock, facts.cost_clock)})"
     points = [
         charts.ScatterPoint(
             p.measured_ms * 1e-3,

@@ -1,4 +1,4 @@
-"""Child processes of the peers' pools: started pinned to nothing, logged to a file, never orphaned.
+"""Child processes of pools: started pinned to nothing, logged to a file, never orphaned.
 
 A child dies with its parent in two ways: its stdin reaches end of file, and the kernel signals it
 (``PR_SET_PDEATHSIG``). The kernel ties that signal to the *thread* that started the child, so a pool
