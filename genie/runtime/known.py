@@ -24,6 +24,8 @@ class Known:
     #: nothing follows: the next program begins a window, though nothing was read
     ends: bool = False
     next: dict[tuple, list[Known]] = field(default_factory=dict)
+    #: externals (by number) that have to move first; always the same: what leads here tells where all are
+    unmet: list[int] | None = None
 
     def fits(self, program: Program) -> bool:
         # Sizes of a part are no sizes that the entries of a new instruction could be checked against.

@@ -253,13 +253,10 @@ class Placement:
 
     # -- moving --------------------------------------------------------------------------------------
 
-    def ensure(self, handles: Sequence[int], needs: Sequence[Need], specs: Callable[[], Sequence]) -> None:
-        """Moves what is not yet where a program needs it. ``specs()``: a TensorSpec for each handle."""
-        wanted: dict[tuple[int, int], list[int]] = {}
-        known: Sequence | None = None
-        for h, need in zip(handles, needs, strict=True):
-            if need.servers or need.sharded is not None:
-                self.place(h)  # raises for a value that failed, before anything moves
+    def unmet(self, handles: Sequence[int], needs: Sequence[Need]) -> list[int]:
+        """Which of the values (by place) are not where they are needed. Raises the error of one that could
+        not be made, before anything moves."""
+        found = []
         for k, (h, need) in enumerate(zip(handles, needs, strict=True)):
             if not need.servers and need.sharded is None:
                 continue
@@ -267,6 +264,31 @@ class Placement:
             if place == need.sharded:
                 continue
             if need.sharded is None and place.servers and set(need.servers) <= set(place.servers):
+                continue
+            found.append(k)
+        return found
+
+    def ensure(
+        self,
+        handles: Sequence[int],
+        needs: Sequence[Need],
+        specs: Callable[[], Sequence],
+        unmet: Sequence[int] | None = None,
+    ) -> None:
+        """Moves what is not yet where a program needs it. ``specs()``: a TensorSpec for each handle.
+        ``unmet``: what `unmet` returns, where that is known already."""
+        wanted: dict[tuple[int, int], list[int]] = {}
+        known: Sequence | None = None
+        for k in self.unmet(handles, needs) if unmet is None else unmet:
+            h, need = handles[k], needs[k]
+            place = self.place(h)
+            if place.on_client:
+                if need.sharded is not None:
+                    self._shard(h, place, need.sharded, wire_spec(self.host[h]))
+                    continue
+                for s in need.servers:
+                    self._from_host(h, s)
+                self._leave_host(h, need.servers)
                 continue
             if known is None:
                 known = specs()
@@ -279,11 +301,6 @@ class Placement:
             if place.shards:
                 self._gather_whole(h, place, need.servers[0], spec)
                 place = self.place(h)
-            if place.on_client:
-                for s in need.servers:
-                    self._from_host(h, s)
-                self._leave_host(h, need.servers)
-                continue
             for s in need.servers:
                 if s not in place.servers:
                     wanted.setdefault((self.origin.get(h, place.servers[0]), s), []).append(k)

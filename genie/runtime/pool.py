@@ -283,6 +283,7 @@ class PoolExecutor:
             last = program is programs[-1]
             outcome = self._run(program, known, fetch if last else [], list(describe) if last else [])
             del self._running[0]
+            known.unmet = None  # what was uploaded long ago need not move again
             if not fresh:
                 now = self._at.where
                 places = tuple(
@@ -424,7 +425,7 @@ class PoolExecutor:
                 for s, seconds in enumerate(known.plan.busy_s):
                     self._busy[s] += seconds
         if known.slices is not None:
-            self._run_slices(program, known.slices)
+            self._run_slices(program, known, known.slices)
             return self._read(fetch, describe) if fetch or describe else Outcome()
         return self._run_whole(program, known, fetch, describe)
 
@@ -511,14 +512,16 @@ class PoolExecutor:
 
         return specs
 
-    def _run_slices(self, program: Program, slices: Slices) -> None:
+    def _run_slices(self, program: Program, known: Known, slices: Slices) -> None:
         at, base, ext = self._at, program.base, program.ext
 
         def name_of(slot: int) -> int:
             return base + slot if slot >= 0 else ext[-slot - 1]
 
         effects = self._effects_of(program)
-        at.ensure(ext, slices.needs, self._specs(program, ext))
+        if known.unmet is None:
+            known.unmet = at.unmet(ext, slices.needs)
+        at.ensure(ext, slices.needs, self._specs(program, ext), known.unmet)
         self._hold(program, slices.homes, effects)
         parts: dict[tuple[int, int], int] = {}
         temporary: dict[int, int] = {}

@@ -252,6 +252,7 @@ class Slicer:
         code, program, s = self._code, self._program, segment.server
         rows = self._shards[s].rows if len(self._all) > 1 and s in self._shards else None
         out, names, kept = array("i"), array("i"), array("i")
+        moved = self._temporaries
         local: dict[int, int] = {}
         ext: dict[tuple[bool, int], int] = {}  # (temporary, its number or the slot) -> place
         literals: list[int] = []
@@ -260,18 +261,17 @@ class Slicer:
         outliving = self._outliving(segment)
         n_slots = 0
         for number in segment.numbers:
-            i = code[number]
+            i, together = code[number], self._together[number]
             out.append(i.tid)
             for slot in i.slots:
-                key = (slot, s, self._takes_rows(slot, number))
-                temporary = self._temporaries.get(key) if self._temporaries else None
+                temporary = moved.get((slot, s, together and slot in self._axes)) if moved else None
                 if temporary is not None:
                     out.append(-ext.setdefault((True, temporary[0]), len(ext)) - 1)
                 elif slot in local:
                     out.append(local[slot])
                 else:
                     out.append(-ext.setdefault((False, slot), len(ext)) - 1)
-            if rows is not None and self._servers[number] == self._all:
+            if rows is not None and together:
                 for position, inner in self._scaled.get(self._first + number, ()):
                     scaled[len(literals) + position] = rows * inner
             literals += range(i.first_literal, i.first_literal + i.reads.literals)

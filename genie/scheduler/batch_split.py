@@ -10,7 +10,7 @@ from genie.scheduler.plan import BatchAxes, BatchSplit, Declined, Placement
 from genie.scheduler.problem import Problem
 from genie.scheduler.where import Shard
 from genie.srg.cost import COMPUTE
-from genie.srg.graph import Graph, Origin
+from genie.srg.graph import Graph, Node, Origin
 
 
 def batch_splits(problem: Problem, policy: str) -> list[Placement | Declined]:
@@ -68,14 +68,21 @@ def _proven(problem: Problem, externals: list[int]) -> tuple[BatchAxes | str, in
     assert prove is not None
     # A seed concerns no value; it stays on its own server.
     nodes = [n for n in graph.nodes if n.inputs or n.outputs]
-    batch = prove(Graph(graph.externals, nodes, graph.digest), externals)
+    batch = prove(_part(graph, nodes), externals)
     end = 1 + max((n.number for n in nodes if n.name in COMPUTE), default=-1)
     if isinstance(batch, str) and 0 < end < len(graph.nodes):
         part = [n for n in nodes if n.number < end]
-        begun = prove(Graph(graph.externals, part, graph.digest), externals)
+        begun = prove(_part(graph, part), externals)
         if not isinstance(begun, str):
             return begun, end
     return batch, len(graph.nodes)
+
+
+def _part(graph: Graph, nodes: list[Node]) -> Graph:
+    """Some instructions of ``graph``, with the lookups of all."""
+    part = Graph(graph.externals, nodes, graph.digest)
+    part.__dict__["wiring"] = graph.wiring
+    return part
 
 
 def _batches(problem: Problem) -> list[tuple[int, list[int]]]:

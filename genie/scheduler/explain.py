@@ -19,6 +19,8 @@ def explain(problem: Problem, plan: Plan) -> str:
     graph, placement = problem.graph, plan.placement
     label = f" ({placement.label})" if placement.label else ""
     total = "" if plan.predicted_s is None else f", predicted {plan.predicted_s * 1e3:.2f} ms"
+    if plan.join_s:
+        total += f" (and {plan.join_s * 1e3:.2f} ms in the next window to join its state)"
     lines = [
         f"plan of {len(graph.nodes)} instructions over {len(problem.cluster.devices)} servers: "
         f"{placement.policy}{label}{total}",

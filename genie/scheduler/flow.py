@@ -80,7 +80,7 @@ class Flow:
         ops = [n.op for n in self.graph.nodes]
         tagged = {op for op in set(ops) if _tagged(op)}
         nodes = self.graph.nodes
-        return frozenset([i for i, op in enumerate(ops) if op in tagged and _draws(nodes[i])] if tagged else ())
+        return frozenset([i for i, op in enumerate(ops) if op in tagged and _draws(nodes[i])])
 
     @cached_property
     def groups(self) -> list[tuple[int, ...]]:

@@ -87,7 +87,8 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
 @dataclass(frozen=True)
 class Plan:
     """``predicted_s``: from the first message until the last result is ready on a server, without what
-    moves ``once``; None where no cost model was used. ``considered``: all that was not chosen."""
+    moves ``once``; None where no cost model was used. ``join_s``: what the next window will take to join the
+    state that this one leaves in shards. ``considered``: all that was not chosen."""
 
     placement: Placement
     transfers: tuple[Transfer, ...]
@@ -95,6 +96,7 @@ class Plan:
     busy_s: tuple[float, ...] = ()  # predicted execution seconds by server
     considered: tuple[Declined, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    join_s: float = 0.0
 
     @property
     def servers(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class Problem:
     prove_batch: Callable[[Graph, Sequence[int]], BatchAxes | str] | None = None
     turn: int = 0
     movable: Collection[int] = frozenset()
+    valid: list[Placement] = field(default_factory=list, init=False, repr=False)  # that passed `validate`
     _shares: dict[tuple[int, float], list[float]] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from genie.errors import PlanError
+from genie.scheduler.joining import join_of_state
+from genie.scheduler.placing import megabytes
 from genie.scheduler.plan import Declined, Placement, Plan, Transfer
 from genie.scheduler.problem import Policy, Problem
 from genie.scheduler.simulate import predict
@@ -21,8 +23,14 @@ MIN_GAIN = 0.05
 class _Candidate:
     placement: Placement
     transfers: tuple[Transfer, ...]
-    seconds: float
+    predicted_s: float
     busy_s: tuple[float, ...]
+    join_s: float
+
+    @property
+    def seconds(self) -> float:
+        """What it costs in all: the window, and what it leaves to be joined."""
+        return self.predicted_s + self.join_s
 
     @property
     def servers(self) -> int:
@@ -31,7 +39,8 @@ class _Candidate:
 
 def schedule(problem: Problem, policies: Sequence[Policy]) -> Plan:
     """Asks each policy, and takes the proposal with the least predicted time; the first of equals. One over
-    several servers must beat the best on one server by `MIN_GAIN`.
+    several servers must beat the best on one server by `MIN_GAIN`. To a split's time counts what the next
+    window needs to join the state that it leaves in shards.
 
     Pure. Raises PlanError when a policy raises, or proposes what would compute something else, and when no
     policy has a proposal for which the servers' memory and the links between them suffice.
@@ -65,12 +74,12 @@ def schedule(problem: Problem, policies: Sequence[Policy]) -> Plan:
             considered.append(
                 Declined(
                     c.placement.policy, _why_not(c, chosen, single, timed), c.placement.label,
-                    c.seconds if timed else None,
+                    c.predicted_s if timed else None,
                 )
             )  # fmt: skip
     return Plan(
-        chosen.placement, chosen.transfers, chosen.seconds if timed else None, chosen.busy_s,
-        tuple(considered),
+        chosen.placement, chosen.transfers, chosen.predicted_s if timed else None, chosen.busy_s,
+        tuple(considered), join_s=chosen.join_s,
     )  # fmt: skip
 
 
@@ -95,13 +104,19 @@ def _evaluate(problem: Problem, placement: Placement) -> _Candidate | Declined:
     if lack is not None:
         return Declined(placement.policy, lack, placement.label)
     seconds, busy = predict(problem, placement, moved)
-    return _Candidate(placement, moved, seconds, busy)
+    join = join_of_state(problem, placement)
+    if join.nbytes:
+        cost = "" if problem.cluster.nominal else f", {join.seconds * 1e3:.2f} ms"
+        why = f"{placement.why}; its state is joined for the next window ({megabytes(join.nbytes)}{cost})"
+        placement = replace(placement, why=why)
+    return _Candidate(placement, moved, seconds, busy, join.seconds)
 
 
 def _why_not(c: _Candidate, chosen: _Candidate, single: _Candidate | None, timed: bool) -> str:
     if not timed:
         return f"{chosen.placement.policy} balances the nominal work no worse (no cost model is used)"
-    figures = f"{c.seconds * 1e3:.2f} ms against {chosen.seconds * 1e3:.2f} ms"
+    joined = f" ({c.join_s * 1e3:.2f} ms of it to join its state)" if c.join_s else ""
+    figures = f"{c.seconds * 1e3:.2f} ms{joined} against {chosen.seconds * 1e3:.2f} ms"
     if chosen is single and c.servers > 1 and c.seconds < chosen.seconds:
         return f"{figures} on one server: saves less than {MIN_GAIN:.0%}"
     where = " on one server" if chosen is single else f" of {chosen.placement.policy}"

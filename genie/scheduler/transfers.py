@@ -25,10 +25,10 @@ def locations(problem: Problem, placement: Placement) -> dict[int, Where]:
     """Where each value is after the window: those that it made, and the externals that it wrote to. What was
     moved elsewhere is a copy that may be dropped."""
     found = {v: made_at(problem, placement, v) for outputs in problem.flow.outputs for v in outputs}
-    return found | _rewritten(problem, placement)
+    return found | rewritten(problem, placement)
 
 
-def _rewritten(problem: Problem, placement: Placement) -> dict[int, Where]:
+def rewritten(problem: Problem, placement: Placement) -> dict[int, Where]:
     """Where the externals are that the window wrote to: there, whatever else had a copy."""
     found: dict[int, Where] = {}
     split = placement.split
@@ -54,7 +54,7 @@ def transfers(problem: Problem, placement: Placement) -> tuple[Transfer, ...]:
     own = {s.server: s for s in split.shards} if split else {}
     found: list[Transfer] = []
     have: set[tuple[int, int, bool]] = set()  # (value, server, rows only)
-    rewritten = _rewritten(problem, placement)
+    changed = rewritten(problem, placement)
     at, made, seen = placement.servers, flow.made, dict[tuple[int, ...], set[int]]()
     for number, servers in enumerate(at):
         read = seen.get(servers)
@@ -65,10 +65,10 @@ def transfers(problem: Problem, placement: Placement) -> tuple[Transfer, ...]:
             if v in read or (v >= 0 and at[made[v]] == servers):
                 continue
             here = made_at(problem, placement, v)
-            if v not in rewritten:
+            if v not in changed:
                 read.add(v)
             elif number > flow.last_write[v]:
-                here = rewritten[v]
+                here = changed[v]
             rows = split is not None and len(servers) > 1 and v in axes
             for server in servers:
                 if server in here.servers or (v, server, rows) in have or (v, server, False) in have:

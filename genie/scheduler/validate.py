@@ -12,13 +12,17 @@ from genie.srg.graph import Node
 
 
 def validate(problem: Problem, placement: Placement) -> None:
-    """Raises PlanError, naming the policy and the instruction or the edge."""
+    """Raises PlanError, naming the policy and the instruction or the edge. What has passed is not looked at
+    again."""
+    if any(placement is known for known in problem.valid):
+        return
     _servers(problem, placement)
     _split(problem, placement)
     _random(problem, placement)
     _memory_that_is_written(problem, placement)
     _shared_memory(problem, placement)
     _shards_that_were_there(problem, placement)
+    problem.valid.append(placement)
 
 
 def unreachable(problem: Problem, moved: Sequence[Transfer]) -> str | None:

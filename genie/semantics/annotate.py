@@ -41,9 +41,7 @@ RECOGNIZERS: tuple[Recognizer, ...] = (
 def annotate(graph: Graph, recognizers: Sequence[Recognizer] = RECOGNIZERS) -> Graph:
     """A copy of ``graph`` with what the recognizers found; ``graph`` stays as it was."""
     nodes = [copy(n) for n in graph.externals], [copy(n) for n in graph.nodes]
-    return annotate_in_place(
-        Graph(*nodes, graph.digest, graph.blocks, list(graph.notes)), recognizers
-    )
+    return annotate_in_place(Graph(*nodes, graph.digest, graph.blocks, list(graph.notes)), recognizers)
 
 
 def annotate_in_place(graph: Graph, recognizers: Sequence[Recognizer] = RECOGNIZERS) -> Graph:

@@ -55,6 +55,7 @@ class Making:
         leaves: bool = False, writes: tuple[int, ...] = (), branch: int | None = None,
         phase: Phase = Phase.UNKNOWN, shape: tuple[int, ...] = (4, 250), stage: int | None = None,
         args: list | None = None, floats: tuple[float, ...] = (),
+        residency: Residency = Residency.UNKNOWN,
     ) -> int:  # fmt: skip
         outputs = () if writes else (self.values,)
         self.values += len(outputs)
@@ -62,7 +63,8 @@ class Making:
         args = [["t"] for _ in inputs] if args is None else args
         self.nodes.append(
             Node(number, name, args, {}, inputs, (), floats, outputs, (_spec(shape),) * len(outputs), writes,
-                 view, leaves, Cost(us, BYTES), phase=phase, branch=branch, stage=stage)
+                 view, leaves, Cost(us, BYTES), phase=phase, branch=branch, stage=stage,
+                 residency=residency)
         )  # fmt: skip
         return writes[0] if writes else outputs[0]
 

@@ -9,10 +9,12 @@ import torch
 
 from genie.scheduler.batch_axis import prove
 from genie.scheduler.batch_split import proportional_rows
+from genie.scheduler.joining import Join, join_of_state
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.policies import BUILT_IN, Branches, Colocation, Pipelining, Prefill, RoundRobin
 from genie.scheduler.problem import Problem
 from genie.scheduler.schedule import schedule
+from genie.scheduler.simulate import predict
 from genie.scheduler.validate import validate
 from genie.scheduler.where import Axis, Shard, Where
 from genie.srg.graph import Phase, Residency
@@ -144,6 +146,50 @@ def test_prefill_says_why_it_does_not_split() -> None:
     m = Making()
     m.op(m.given(), us=1)
     assert "no compute-bound phase" in declined(Prefill(), m.problem(prove_batch=prove))
+
+
+def caching(rows: int = 4, layers: int = 1, us: int = 8000) -> Making:
+    """Each layer leaves a cache of 1000 bytes a row."""
+    m = Making()
+    x = m.given(shape=(rows, 250))
+    for _ in range(layers):
+        x = m.op(x, m.weight((250, 250)), us=us, phase=Phase.PREFILL, shape=(rows, 250))
+        name = "aten::tanh.default"
+        m.op(x, name=name, phase=Phase.PREFILL, shape=(rows, 250), leaves=True, residency=KV)
+    return m
+
+
+def test_a_split_prefill_pays_for_the_join_of_its_cache() -> None:
+    problem = caching(12).problem(pool(1, 2), prove_batch=prove)
+    (placement,) = proposals(Prefill(), problem)
+    # 4 of 12 rows are not where most are: 0.5 ms of latency and 1 ms for 4000 bytes
+    assert join_of_state(problem, placement) == Join(4000, pytest.approx(1.5e-3))
+    with_overheads = caching(12, layers=2).problem(pool(1, 2, free=False), prove_batch=prove)
+    (placement,) = proposals(Prefill(), with_overheads)
+    # both caches: 2 x 1.5 on the link; for the receiver 0.1 to begin, and 2 x (0.2 + 1.0 to copy)
+    assert join_of_state(with_overheads, placement) == Join(8000, pytest.approx(5.5e-3))
+    plan = schedule(problem, [Prefill()])
+    assert plan.join_s == pytest.approx(1.5e-3)
+    assert "joined for the next window (0.0 MB, 1.50 ms)" in plan.placement.why
+    assert plan.predicted_s == predict(problem, plan.placement, plan.transfers)[0]
+
+
+def test_a_join_that_costs_more_than_the_split_saves_keeps_a_prefill_on_one_server() -> None:
+    problem = caching(layers=6, us=1000).problem(pool(), prove_batch=prove)
+    plan = schedule(problem, [Colocation(), Prefill()])
+    # 0.5 + 4 + 6 on one server; split 0.5 + 2 + 3, and 6 x (0.5 + 0.5) to join
+    assert plan.placement.policy == "colocation" and plan.predicted_s == pytest.approx(10.5e-3)
+    (split,) = [d for d in plan.considered if d.policy == "prefill"]
+    assert split.predicted_s == pytest.approx(5.5e-3)
+    assert "11.50 ms (6.00 ms of it to join its state) against 10.50 ms" in split.why
+
+
+def test_what_is_no_state_or_in_one_place_needs_no_join() -> None:
+    problem = prefill(4).problem(pool(), prove_batch=prove)
+    (placement,) = proposals(Prefill(), problem)
+    assert join_of_state(problem, placement) == Join(0, 0.0)
+    (whole,) = proposals(Colocation(), caching().problem())
+    assert join_of_state(caching().problem(), whole) == Join(0, 0.0)
 
 
 # -- branches --------------------------------------------------------------------------------------------
