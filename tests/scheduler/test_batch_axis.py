@@ -99,6 +99,9 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "numbers as floats": (
         lambda x: x + torch.arange(B, device="genie").to(torch.float)[:, None], "numbers of rows",
     ),
+    "some of the numbers": (
+        lambda x: x[torch.arange(B, device="genie")[1:]], "picks among the rows",
+    ),
     "numbers indexed": (indexed_numbers, "rows of its own"),
     "numbers written": (written_numbers, "writes a whole value into the batch"),
     "numbers that leave": (
@@ -203,6 +206,7 @@ PROVEN: dict[str, Callable[[Tensor], object]] = {
     "merged heads": attention,
     "product in place": lambda x: torch.zeros(B, 3, 3, device="genie").baddbmm_(x, x.transpose(1, 2)),
     "numbers of another dtype": lambda x: x[torch.arange(B, device="genie").int().long().view(B, 1), 1:],
+    "all of the numbers": lambda x: x[torch.arange(B, device="genie")[:].view(B, 1), 1:],
     "class token": class_token,
     "last token": last_token,
     "written by number": put,

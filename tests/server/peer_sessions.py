@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 from torch import Tensor
 
-from genie.devices import device_slot
+from genie.devices import DeviceSlot, device_slot
 from genie.runtime.connection import Connection
 from genie.runtime.server_process import ServerProcess, start_servers
 from genie.wire.messages import (
@@ -34,11 +35,17 @@ TAGS = itertools.count(1)
 
 def start(tmp_path, count: int) -> list[ServerProcess]:
     return start_servers(
-        [device_slot(DEVICE, k) for k in range(count)],
+        [_slot(k) for k in range(count)],
         token=TOKEN,
         log_dir=tmp_path,
         extra_args=["--memory-limit", str(MEMORY_LIMIT)],
     )
+
+
+def _slot(number: int) -> DeviceSlot:
+    if DEVICE == "cuda" and number >= torch.cuda.device_count():
+        pytest.skip(f"{number + 1} servers of a group need a GPU each: NCCL refuses two on one")
+    return device_slot(DEVICE, number)
 
 
 @pytest.fixture(scope="module")

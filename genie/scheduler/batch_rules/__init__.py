@@ -95,6 +95,10 @@ _INPLACE = frozenset(
 )
 
 
+#: of the ordinary ones, those that see to row numbers themselves: all of them stays what it is
+_KEEP_COUNTERS = frozenset(("index", "_unsafe_index", "index_put", "slice", "slice_copy"))
+
+
 @cache
 def rule_for(op: str) -> Rule:
     """The rule of ``aten::name.overload``."""
@@ -111,7 +115,7 @@ def rule_for(op: str) -> Rule:
     if name in _STRUCTURAL:
         return Rule(_STRUCTURAL[name], False, True)
     if plain in _ORDINARY:
-        return Rule(_ORDINARY[plain], False, name in ("index", "_unsafe_index", "index_put", "index_put_"))
+        return Rule(_ORDINARY[plain], False, plain in _KEEP_COUNTERS)
     if each.is_elementwise(name):
         return Rule(each.elementwise, False, name in each.KEEP_COUNTERS)
     return Rule(None)

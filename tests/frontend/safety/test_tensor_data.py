@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
+from genie.errors import StaleGraphError
 from tests.frontend.safety.compare import counting, numbers, same
+from tests.frontend.safety.conftest import Compiled
 
 
 def test_data_is_an_alias_without_gradient(capture) -> None:
@@ -75,6 +79,10 @@ def test_data_written_by_the_program_itself(capture) -> None:
     same(capture, program)
 
 
+def capture_misses_data(capture) -> bool:
+    return isinstance(capture, Compiled) and Version(torch.__version__) < Version("2.12")
+
+
 def test_data_may_change_shape_and_dtype(capture) -> None:
     def program(c):
         model = nn.Linear(3, 2).to(c.device)
@@ -88,7 +96,12 @@ def test_data_may_change_shape_and_dtype(capture) -> None:
             model.bias.data = model.bias.data.double()
             return [*outs, run(numbers(c.device, 1, 3).double())]
 
-    same(capture, program)
+    if capture_misses_data(capture):
+        # Dynamo of PyTorch 2.11 does not see the change: the stale graph is refused, not run.
+        with pytest.raises(StaleGraphError, match=r"torch._dynamo.reset\(\)"):
+            program(capture)
+    else:
+        same(capture, program)
 
 
 def test_a_parameter_made_of_a_view_shares_its_memory(capture) -> None:
