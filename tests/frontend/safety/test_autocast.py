@@ -20,7 +20,7 @@ def test_the_lists_are_those_of_the_installed_pytorch() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("aten::")
         and torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCUDA")
-        and not name.startswith("aten::cudnn_")
+        and not name.startswith(("aten::cudnn_", "aten::_cudnn_"))
         # Overloads for named tensors, which PyTorch 2.11 still has.
         and "imname" not in name
         and ".names_" not in name
