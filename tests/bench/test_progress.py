@@ -137,7 +137,7 @@ def test_a_terminal_shows_each_phase_of_each_cell(terminal):
     shown = STATUS.findall(terminal[0])
     phases = [text.partition(": ")[2].partition(",")[0] for text in shown if text.startswith("[1/2]")]
     assert phases == [
-        "set-up", "load and upload", "cold request", "warm-up 1 of 1",
+        "set-up", "load and upload", "cold request", "warm-up 1 of 2", "warm-up 2 of 2",
         "round 1 of 3", "round 2 of 3", "round 3 of 3", "verifying",
     ]  # fmt: skip
     assert shown[0].startswith("[1/2] Tiny on local_pytorch: set-up, 0:0")
