@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from genie.config import POOL_FEATURES
+from genie.config import NEEDS
 from genie.errors import ConfigError, ReceiptError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: features that may put the programs of one request on several servers although state stays in place
 SPLITTING = frozenset({"phases", "pipelining", "branches"})
+#: features of the scheduler, as far as the runtime that is measured has them: it may be of another revision
+SCHEDULED = frozenset(feature for feature, needed in NEEDS.items() if needed == "residency")
 #: features by the built-in policy that each switches on
 POLICY_FEATURES = {
     "colocation": "colocation",
@@ -42,7 +44,7 @@ REPLAYED_FROM = 64
 
 def require_ablatable(ablated: Collection[str], servers: int) -> None:
     """Raises ConfigError for an ablation that this pool cannot show."""
-    shown = sorted({"colocation", *POOL_FEATURES} & set(ablated)) if servers == 1 else []
+    shown = sorted({"colocation", *SCHEDULED} & set(ablated)) if servers == 1 else []
     if shown:
         raise ConfigError(
             f"--genie-ablate {','.join(shown)} changes nothing on a pool of one server, so nothing can be "

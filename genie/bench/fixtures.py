@@ -128,6 +128,11 @@ def client_cost(
     return ClientCostBench(genie_session, genie_servers, row)
 
 
+def _tls(servers: ServerPool) -> dict[str, Any]:
+    """What a Genie baseline must be told of the pool's TLS; baselines of other revisions know of none."""
+    return {} if servers.tls_ca is None else {"tls_ca": servers.tls_ca}
+
+
 @pytest.fixture
 def local_pytorch(genie_session: BenchSession) -> Iterator[Baseline]:
     """Plain PyTorch in this process."""
@@ -152,7 +157,7 @@ def genie_local_remote(genie_servers: ServerPool) -> Iterator[Baseline]:
     from genie.baselines.genie_remote import GenieLocalRemote
 
     addresses = genie_servers.require(1)
-    with closing(GenieLocalRemote(addresses, genie_servers.token, genie_servers.tls_ca)) as baseline:
+    with closing(GenieLocalRemote(addresses, genie_servers.token, **_tls(genie_servers))) as baseline:
         yield baseline
 
 
@@ -162,7 +167,7 @@ def genie_no_semantics(genie_servers: ServerPool) -> Iterator[Baseline]:
     from genie.baselines.genie_remote import GenieNoSemantics
 
     addresses = genie_servers.require(len(genie_servers.addresses))
-    with closing(GenieNoSemantics(addresses, genie_servers.token, genie_servers.tls_ca)) as baseline:
+    with closing(GenieNoSemantics(addresses, genie_servers.token, **_tls(genie_servers))) as baseline:
         yield baseline
 
 
@@ -184,13 +189,10 @@ def genie_full(
             raise
         pytest.skip(str(error))
     addresses = genie_servers.require(len(genie_servers.addresses))
-    full = GenieFull(
-        addresses,
-        genie_servers.token,
-        features,
-        genie_servers.tls_ca,
-        costs=lambda: genie_session.pool_costs,
-    )
+    told = _tls(genie_servers)
+    if "cost_model" in features:
+        told["costs"] = lambda: genie_session.pool_costs
+    full = GenieFull(addresses, genie_servers.token, features, **told)
     with closing(full) as baseline:
         yield baseline
 

@@ -37,7 +37,7 @@ from genie.bench.receipts import check_both_ends
 from genie.bench.record import CellRecord, Timed
 from genie.bench.reference import as_returned, response_bytes
 from genie.bench.session import BenchSession, LocalTimes, cell_group
-from genie.config import FEATURES
+from genie.config import FEATURES, IMPLEMENTED_FEATURES
 from genie.errors import MeasurementError, ServerLostError, VerificationError
 from genie.workloads.protocol import Workload
 
@@ -263,9 +263,10 @@ class Cell:
                 )
 
     def _add_predictions(self, info: dict[str, Any]) -> None:
-        from genie.bench.cost_rows import add_predictions
+        # The runtime may be of another revision, which predicts nothing.
+        if self._session.pool is not None and "cost_model" in IMPLEMENTED_FEATURES:
+            from genie.bench.cost_rows import add_predictions
 
-        if self._session.pool is not None:
             add_predictions(info, self.record, self._session.pool.facts(1)[0])
 
     def _ratio_to_local(self) -> float | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from genie.errors import CannotCompareError
 
 #: What measures, taken from the new side for both: the harness and its cells, what a workload is, the
-#: baselines, the errors that these raise (the tree of errors only grows, so an older runtime finds its own
+#: baselines and the processes of the peers, how a pool is started, the errors that these raise (the tree of errors only grows, so an older runtime finds its own
 #: in it), the facts of fingerprints, and the display of uploads. Everything else under genie/ is what is
 #: measured and stays the revision's own, with what it needs to describe itself: features (config.py),
 #: devices and their cores (devices.py; a difference shows in the fingerprints), the command that starts
@@ -32,6 +32,8 @@ HARNESS = (
     "genie/workloads",
     "genie/errors.py",
     "genie/device_facts.py",
+    "genie/launch",
+    "genie/runtime/child_process.py",
     "genie/runtime/progress.py",
     "bench_tests",
     "conftest.py",
