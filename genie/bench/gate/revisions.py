@@ -21,11 +21,11 @@ from pathlib import Path
 from genie.errors import CannotCompareError
 
 #: What measures, taken from the new side for both: the harness and its cells, what a workload is, the
-#: baselines and the processes of the peers, how a pool is started, the errors that these raise (the tree of errors only grows, so an older runtime finds its own
-#: in it), the facts of fingerprints, and the display of uploads. Everything else under genie/ is what is
-#: measured and stays the revision's own, with what it needs to describe itself: features (config.py),
-#: devices and their cores (devices.py; a difference shows in the fingerprints), the command that starts
-#: a server (cli.py).
+#: baselines and the processes of the peers, how a pool is started, the errors that these raise (the tree of
+#: errors only grows, so an older runtime finds its own in it), the facts of fingerprints, and the display of
+#: uploads. Everything else under genie/ is what is measured and stays the revision's own, with what it needs
+#: to describe itself: features (config.py), devices and their cores (devices.py; a difference shows in the
+#: fingerprints), the command that starts a server (cli.py).
 HARNESS = (
     "genie/bench",
     "genie/baselines",
