@@ -25,6 +25,7 @@ from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a
     genie_rpc_pool,
     genie_servers,
     genie_session,
+    local_compiled,
     local_pytorch,
     measure,
     pytorch_rpc,
@@ -34,6 +35,7 @@ from genie.bench.fixtures import (  # noqa: F401  (pytest finds fixtures among a
 from genie.bench.options import add_options, read_options
 from genie.bench.progress_reports import ProgressReports
 from genie.bench.session import OPTIONS, SESSION, is_parallel
+from genie.bench.sigterm import EndedBySigterm
 from genie.bench.summary import Summary
 
 
@@ -54,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(CellReports(), "genie-cell-reports")
     config.pluginmanager.register(Comparison(), "genie-comparison")
     config.pluginmanager.register(ProgressReports(config), "genie-progress")
+    config.pluginmanager.register(EndedBySigterm(config), "genie-sigterm")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -72,6 +75,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     result = yield
     if SESSION in session.config.stash:
         session.config.stash[SESSION].measure_ceiling()
+        session.config.stash[SESSION].measure_limits()
     return result
 
 
@@ -106,8 +110,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Not in ``machine_info``, which pytest-benchmark compares: a measured figure is never the same twice."""
     session = config.stash.get(SESSION, None)
-    if session is not None and session.ceiling is not None:
-        output_json["genie"] = {"ceiling": session.ceiling}
+    measured = {} if session is None else {"ceiling": session.ceiling, "limits": session.limits}
+    if any(measured.values()):
+        output_json["genie"] = {name: value for name, value in measured.items() if value}
 
 
 class CellReports:

@@ -1,5 +1,6 @@
 """The pool of servers in real runs: shared, and never left behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import time
 
 import pytest
+
+from genie.runtime.child_process import session_members
 
 POOL_USERS = """
 import os, signal, time
@@ -21,8 +24,14 @@ def genie_local_remote(genie_session, genie_servers):
     genie_session.pool = None  # the stand-in's receipts and bytes are of another process
     return tiny.Remote("genie_local_remote")
 
+@pytest.fixture(scope="session")
+def signalled_again(genie_servers):
+    # CI systems send more than one signal: here another one comes while the run is ending.
+    yield
+    os.kill(os.getpid(), signal.SIGTERM)
+
 @pytest.fixture
-def genie_full(genie_servers):
+def genie_full(genie_servers, signalled_again):
     print("PIDS", *genie_servers.pids, flush=True)
     time.sleep(60)
 """
@@ -63,6 +72,35 @@ def test_sigkill_of_pytest_leaves_no_server(pytester, pool_users):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=10)
     assert gone(pids)
+
+
+def test_sigterm_stops_servers_and_keeps_finished_cells_as_ctrl_c_does(pytester, pool_users):
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "pytest", *pool_users, "-s", "--benchmark-json", "out.json",
+            "--genie-baselines", "local_pytorch,genie_full",
+        ],
+        cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    shown = []
+    for line in process.stdout:
+        shown.append(line)
+        if "PIDS" in line:
+            break
+    pids = [int(pid) for pid in shown[-1].split("PIDS")[1].split()]
+    assert len(pids) == 2
+    process.terminate()
+    shown.append(process.communicate(timeout=60)[0])
+    told = "".join(shown)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, told
+    assert "KeyboardInterrupt: SIGTERM" in told
+    assert "1 cells: 1 verified (1 timed), 0 failed, 0 skipped" in told
+    benches = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
+    assert [bench["name"] for bench in benches] == ["test_tiny[local_pytorch]"]
+    assert not any(map(is_alive, pids)), "the run has ended before its servers"
+    assert session_members(process.pid) == []
 
 
 def test_xdist_workers_share_the_controllers_pool(pytester, pool_users, monkeypatch):
