@@ -5,27 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 
-from genie.errors import GenieError
 from genie.runtime.connection import Connection
 from genie.scheduler.cluster import Link
-from genie.wire.messages import (
-    Execute,
-    Expect,
-    PeerAddress,
-    PeerJoin,
-    PeerListen,
-    Ping,
-    Release,
-    Send,
-    TensorSpec,
-    Upload,
-)
+from genie.wire.messages import Execute, Expect, Ping, Release, Send, TensorSpec, Upload
 
 #: large enough that the round trip does not count, small enough to take milliseconds
 PAYLOAD_BYTES = 4 << 20
 ROUND_TRIPS = 15
 TRANSFERS = 5
-JOIN_TIMEOUT_S = 30.0
 
 
 def client_link(connection: Connection) -> Link:
@@ -47,21 +34,9 @@ def _ping_s(connection: Connection, payload: bytes) -> float:
     return time.perf_counter() - start
 
 
-def join(connections: list[Connection], timeout_s: float = JOIN_TIMEOUT_S) -> None:
-    """Makes one group of the sessions' servers, in order. Raises PeerError where they cannot reach each
-    other."""
-    meeting, _ = connections[0].request(PeerListen())
-    if not isinstance(meeting, PeerAddress):
-        raise GenieError(f"{connections[0].address} did not say where its peers can find it")
-    for rank, connection in enumerate(connections):
-        connection.send(PeerJoin(meeting.host, meeting.port, rank, len(connections), timeout_s))
-    for connection in connections:
-        connection.receive()
-
-
 def peer_link(source: Connection, target: Connection, ranks: tuple[int, int] = (0, 1)) -> Link:
-    """From one server to another, both in one group (`join`) under ``ranks``; handles above 2**62 are
-    used for it. A round trip is taken as two ways of an element. Raises PeerError, ServerLostError.
+    """From one server to another, both in one group (`genie.runtime.peers`) under ``ranks``; handles above
+    2**62 are used for it. A round trip is taken as two ways of an element. Raises PeerError, ServerLostError.
     """
     # Each end holds the tensor, and a copy on its way.
     limits = [c.welcome.memory_limit // 4 for c in (source, target) if c.welcome.memory_limit]

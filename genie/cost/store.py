@@ -1,7 +1,6 @@
 """Calibrations on disk: one JSON file for each kind of device, shared by all that look alike.
 
-They lie in ``$GENIE_CACHE_DIR/cost``, else in ``$XDG_CACHE_HOME/genie/cost``, else in
-``~/.cache/genie/cost``.
+They lie in the folder ``cost`` of `genie.cache`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from genie import cache
 from genie.cost.model import FORMAT, DeviceModel
 from genie.device_facts import DeviceFacts
 from genie.errors import ConfigError
@@ -32,13 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def directory() -> Path:
-    own = os.environ.get("GENIE_CACHE_DIR")
-    if own:
-        return Path(own).expanduser() / "cost"
-    base = os.environ.get("XDG_CACHE_HOME")
-    # The specification of XDG says to ignore a relative one.
-    home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "genie" / "cost"
+    return cache.directory("cost")
 
 
 def key_of(facts: DeviceFacts, memory_limit: int = 0) -> dict[str, Any]:

@@ -17,7 +17,6 @@ class PeerGroup:
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
-        self.backend = ""
         self._members: list[ServerLink] = []
         self._formed = False
 
@@ -40,15 +39,19 @@ class PeerGroup:
         self._formed = True
         address, _ = links[0].connection.request(PeerListen())
         assert isinstance(address, PeerAddress)
-        for rank, link in enumerate(links):
-            link.connection.send(PeerJoin(address.host, address.port, rank, len(links), self.timeout_s))
         failure: GenieError | None = None
-        for link in links:
+        asked = []
+        for rank, link in enumerate(links):
+            try:
+                link.connection.send(PeerJoin(address.host, address.port, rank, len(links), self.timeout_s))
+                asked.append(link)
+            except GenieError as exc:
+                failure = failure or exc
+        for link in asked:
             # All are heard, whatever one says: an answer left unread would be taken for another's.
             try:
                 joined, _ = link.connection.receive()
                 assert isinstance(joined, PeerJoined)
-                self.backend = joined.backend
             except GenieError as exc:
                 failure = failure or exc
         if failure is not None:

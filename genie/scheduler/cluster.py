@@ -30,6 +30,11 @@ class Link:
         return self.rtt_s / 2 + nbytes / self.bytes_per_s
 
 
+#: stands where nothing was measured: that two reach each other. Nothing is predicted with it, see
+#: `Cluster.nominal`
+NOMINAL_LINK = Link(2e-4, 1e9)
+
+
 @dataclass(frozen=True)
 class Device:
     """One server. ``memory_limit`` in bytes, 0 = none known; ``held_bytes``: what is taken of it.

@@ -10,16 +10,23 @@ from genie.scheduler.problem import Policy, Problem
 
 
 class Forced:
-    """Proposes what policy ``policy`` proposes under ``label``; co-location for windows where it does not."""
+    """Proposes what policy ``policy`` proposes under ``label``; co-location for windows where it does not.
+
+    Co-location itself would go where the session's weights are; forced, it goes to the server of its label,
+    wherever they were uploaded to.
+    """
 
     name = "forced"
 
     def __init__(self, policies: Sequence[Policy], policy: str, label: str) -> None:
         self._policies = [p for p in policies if p.name == policy]
-        self._label = label
+        self._policy, self._label = policy, label
 
     def propose(self, problem: Problem) -> Sequence[Placement | Declined]:
-        for policy in self._policies:
+        policies = self._policies
+        if self._policy == Colocation.name:
+            policies = [Colocation(on=device.index) for device in problem.cluster.devices]
+        for policy in policies:
             for proposal in policy.propose(problem):
                 if isinstance(proposal, Placement) and proposal.label == self._label:
                     return [proposal]

@@ -3,8 +3,21 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+import torch
+
+from genie.baselines.genie_remote import GenieFull
+from genie.bench.explain.explaining import WARM_UP, Alternative, check_followed, request_seconds
+from genie.bench.pool import StartedServers
+from genie.bench.reference import Reference
+from genie.config import IMPLEMENTED_FEATURES, POOL_FEATURES
+from genie.devices import device_slot
+from genie.errors import MeasurementError, VerificationError
+from genie.runtime.open_pool import policies_of
+from genie.scheduler.forced import Forced
+from genie.workloads import make_workload
 
 
 def explain(*arguments, timeout=120):
@@ -51,3 +64,28 @@ def test_a_bad_option_names_its_remedy(arguments, remedy):
     done = explain(*arguments)
     assert done.returncode == 2
     assert remedy in done.stderr
+
+
+@torch.no_grad()
+def test_a_wrong_result_or_another_plan_is_no_measurement(tmp_path):
+    """Each row is measured on verified responses, with the plan that it names."""
+    workload = make_workload("llm_prefill", "smoke")
+    local = device_slot("cpu", 0)
+    reference, another = Reference(workload, local), Reference(workload, local)
+    for parameter in another._model.parameters():
+        parameter.neg_()
+    forced = Forced(policies_of(POOL_FEATURES), "prefill", "2 shards")
+    with (
+        closing(StartedServers([local, device_slot("cpu", 1)], tmp_path)) as servers,
+        closing(
+            GenieFull(servers.addresses, servers.token, frozenset(IMPLEMENTED_FEATURES), policies=[forced])
+        ) as full,
+    ):
+        full.prepare(workload)
+        with pytest.raises(VerificationError, match="differs from the local one"):
+            request_seconds(full, workload, 0, another)
+        for index in range(WARM_UP):
+            assert request_seconds(full, workload, index, reference) > 0
+        check_followed(full, Alternative("prefill", "2 shards", False, None))
+        with pytest.raises(MeasurementError, match=r"prefill \(2 shards\) was followed"):
+            check_followed(full, Alternative("prefill", "3 shards", False, None))

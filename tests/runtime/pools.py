@@ -12,14 +12,13 @@ from genie.frontend.session import Session
 from genie.runtime.pool import PoolExecutor
 from genie.runtime.remote import open_link
 from genie.runtime.server_process import ServerProcess
-from genie.scheduler.cluster import Link
+from genie.scheduler.cluster import NOMINAL_LINK
 from genie.scheduler.placing import proposal, settled
 from genie.scheduler.plan import BatchSplit, Declined, Placement
 from genie.scheduler.problem import Policy, Problem
 from genie.scheduler.where import Shard
 
 TOKEN = "a token for pools"
-PEER = Link(2e-4, 1e9)
 
 
 def placed(problem: Problem, name: str, wish: list, split: BatchSplit | None = None) -> Placement | Declined:
@@ -145,7 +144,7 @@ def executor(servers: Sequence[ServerProcess], *policies: Policy, **options) -> 
     links = [open_link(s.address, TOKEN) for s in servers]
     for number, link in enumerate(links):
         link.begin(f"{number:016d}")
-    return PoolExecutor(links, policies, **{"peer": PEER, "peer_timeout_s": 20.0} | options)
+    return PoolExecutor(links, policies, **{"peer": NOMINAL_LINK, "peer_timeout_s": 20.0} | options)
 
 
 @contextmanager

@@ -7,13 +7,15 @@ import signal
 import statistics
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from genie.devices import device_slot
-from genie.errors import ServerLostError
+from genie.errors import ConfigError, ServerLostError
+from genie.runtime.pool import PoolExecutor
 from genie.runtime.remote import open_link
 from genie.runtime.server_process import start_servers
 from genie.scheduler.cluster import Link
@@ -46,7 +48,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_plan(tmp_path) -> None:
             model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()).to("genie")
             x = _noise(4, 32)
             expected = model(x.to("genie")).cpu()
-            home = pool._home
+            home = pool.members.home
             kept = x.to("genie") @ x.t().to("genie")
             pool.policies[:] = [Home(home)]
             torch.testing.assert_close(kept.cpu(), x @ x.t())
@@ -82,7 +84,7 @@ def test_weights_that_only_the_lost_server_had(tmp_path) -> None:
             layer(x.to("genie")).cpu()
             torch.manual_seed(3)
             torch.rand(4, device="genie").cpu()
-            _kill(servers[pool._home])
+            _kill(servers[pool.members.home])
             for _ in range(2):
                 with pytest.raises(ServerLostError):
                     layer(x.to("genie")).cpu()
@@ -114,6 +116,36 @@ def test_a_server_that_joins_late_is_used(trio) -> None:
             torch.testing.assert_close(model(x.to("genie")).cpu(), expected)
         assert pool.explained[-1].plan.servers == (0, 1, 2)
         assert pool.links[2].counters().peer_in > 0
+
+
+def test_a_calibrated_pool_takes_no_invented_figures(trio) -> None:
+    """Nor does another mix them with its own: what is predicted is predicted from measurements only."""
+    client = Link(1e-5, 1e10)
+    calibrated = {"costs": [_Slow()], "client_links": [client]}
+    with pooled(trio[:1], Home(), **calibrated) as pool, closing(open_link(trio[1].address, TOKEN)) as late:
+        for given in ({}, {"cost": _Slow()}, {"client": client}):
+            with pytest.raises(ConfigError, match="client_link"):
+                pool.add(late, **given)
+        assert pool.alive == [0]
+        pool.add(late, cost=_Slow(), client=client)
+        pool.members.require_home()
+        devices = pool.members.cluster().devices
+        assert [d.client for d in devices] == [client] * 2
+        assert all(isinstance(d.cost, _Slow) for d in devices)
+    with pooled(trio[:1], Home()) as pool, closing(open_link(trio[1].address, TOKEN)) as late:
+        for given in ({"cost": _Slow()}, {"client": client}):
+            with pytest.raises(ConfigError, match="without a cost model"):
+                pool.add(late, **given)
+    for incomplete in (
+        {"costs": [_Slow()]},
+        {"client_links": [client]},
+        {**calibrated, "costs": [_Slow()] * 2},
+    ):
+        with (
+            closing(open_link(trio[0].address, TOKEN)) as link,
+            pytest.raises(ConfigError, match="for each"),
+        ):
+            PoolExecutor([link], [Home()], **incomplete)
 
 
 MEGABYTE = 1 << 20

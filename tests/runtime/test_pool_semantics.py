@@ -162,8 +162,8 @@ def test_nothing_leaks(trio) -> None:
             at = pool._at
             sizes = [
                 len(at.where),
-                len(at.alias),
-                len(at._members),
+                len(at.aliases.group),
+                len(at.aliases._members),
                 len(at.origin),
                 len(at.host),
                 at.host_bytes,
@@ -174,7 +174,8 @@ def test_nothing_leaks(trio) -> None:
             after = [pool.links[s].counters().held_bytes for s in pool.alive]
             assert sum(after) <= sum(held)
             assert sizes == [
-                len(at.where), len(at.alias), len(at._members), len(at.origin), len(at.host), at.host_bytes
+                len(at.where), len(at.aliases.group), len(at.aliases._members), len(at.origin), len(at.host),
+                at.host_bytes,
             ]  # fmt: skip
 
 

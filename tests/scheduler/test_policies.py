@@ -9,6 +9,7 @@ import torch
 
 from genie.scheduler.batch_axis import prove
 from genie.scheduler.batch_split import proportional_rows
+from genie.scheduler.forced import Forced
 from genie.scheduler.joining import Join, join_of_state
 from genie.scheduler.plan import Declined, Placement
 from genie.scheduler.policies import BUILT_IN, Branches, Colocation, Pipelining, Prefill, RoundRobin
@@ -89,6 +90,21 @@ def test_a_sharded_cache_that_is_written_and_may_not_move_is_declined() -> None:
     assert "writes to e0" in declined(Colocation(), m.problem(where=where))
     (placement,) = proposals(Colocation(), m.problem(where=where, movable={-1}))
     assert singles(placement) == [0]
+
+
+def test_forced_colocation_is_on_the_server_of_its_label() -> None:
+    problem = decode_step().problem(where={-2: Where((0,)), -3: Where((1,))})
+    for server in (0, 1):
+        (placement,) = proposals(Forced([Colocation()], "colocation", f"server {server}"), problem)
+        assert (placement.policy, placement.label) == ("colocation", f"server {server}")
+        assert singles(placement) == [server, server]
+
+
+def test_what_is_not_proposed_cannot_be_forced() -> None:
+    problem = decode_step().problem(where={-2: Where((0,)), -3: Where((1,))})
+    for policy, label in (("prefill", "2 shards"), ("colocation", "server 7")):
+        (placement,) = proposals(Forced([Colocation(), Prefill()], policy, label), problem)
+        assert (placement.policy, placement.label) == ("colocation", "server 1")
 
 
 # -- prefill ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not {"colocation", "residency"} <= features_without(ablated):
         raise ConfigError(
             "--ablate: without colocation and residency nothing is scheduled: there is nothing to explain; "
-            f"choose from {', '.join(POOL_FEATURES)}, replay"
+            f"choose from {', '.join(POOL_FEATURES)}, replay, compiled, run_ahead"
         )
     if args.json and not args.measure:
         raise ConfigError("--json writes what --measure finds: give both")

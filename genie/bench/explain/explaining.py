@@ -6,8 +6,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,14 +18,21 @@ from rich.table import Table
 from genie.baselines.genie_remote import GenieFull
 from genie.bench.placement import client_cores, placed
 from genie.bench.pool import StartedServers
+from genie.bench.reference import Reference, as_returned
 from genie.config import POOL_FEATURES
 from genie.cost.pool import pool_costs
-from genie.devices import available_cores, cores_per_device, device_slot, resolve_device_type
-from genie.errors import ConfigError
-from genie.runtime.open_pool import PoolCosts, policies_of
+from genie.devices import (
+    available_cores,
+    cores_per_device,
+    device_slot,
+    resolve_device_type,
+)
+from genie.errors import ConfigError, MeasurementError, VerificationError
+from genie.runtime.open_pool import policies_of
 from genie.runtime.pool import Explained
 from genie.scheduler.explain import explain
 from genie.scheduler.forced import Forced
+from genie.scheduler.problem import Policy
 from genie.server.command import parse_size
 from genie.workloads import make_workload
 from genie.workloads.protocol import Workload
@@ -47,7 +54,7 @@ class Alternative:
 
 
 def explain_workload(args: argparse.Namespace, features: frozenset[str]) -> int:
-    """Prints to stdout. Raises ConfigError, ConnectError."""
+    """Prints to stdout. Raises ConfigError, ConnectError, VerificationError, MeasurementError."""
     device = resolve_device_type(args.device)
     profile = args.profile or ("gpu" if device == "cuda" else "cpu")
     workload = make_workload(args.workload, profile)
@@ -60,8 +67,14 @@ def explain_workload(args: argparse.Namespace, features: frozenset[str]) -> int:
             )
         costs = pool_costs(addresses, token) if "cost_model" in features else None
         local = device_slot(device, 0)
-        with placed(client_cores(local, True)):
-            windows = _planned(workload, addresses, token, features, costs)
+
+        def session(policies: Sequence[Policy] | None = None) -> GenieFull:
+            full = GenieFull(addresses, token, features, costs=lambda: costs, policies=policies)
+            full.prepare(workload)
+            return full
+
+        with placed(client_cores(local, True)), closing(session()) as full:
+            windows = _planned(workload, full)
             for number, one in enumerate(windows):
                 console.rule(f"window {number + 1} of {len(windows)}", align="left")
                 if args.graph:
@@ -69,7 +82,9 @@ def explain_workload(args: argparse.Namespace, features: frozenset[str]) -> int:
                 console.print(explain(one.problem, one.plan), markup=False, highlight=False)
                 console.print(f"  annotated and planned in {one.seconds * 1e3:.1f} ms", highlight=False)
             if args.measure:
-                found = _measure(workload, windows, addresses, token, features, costs, args.measure)
+                policies = policies_of(features & {*POOL_FEATURES})
+                reference = Reference(workload, local)
+                found = _measure(workload, windows, full, session, policies, reference, args.measure)
                 _print(console, workload, found, args.measure)
                 if args.json:
                     args.json.write_text(json.dumps([asdict(a) for a in found], indent=1) + "\n")
@@ -92,70 +107,73 @@ def _servers(device: str, count: int | None, memory_limit: int) -> Iterator[Star
         yield servers
 
 
-def _planned(
-    workload: Workload, addresses: tuple[str, ...], token: str, features: frozenset[str],
-    costs: PoolCosts | None,
-) -> list[Explained]:  # fmt: skip
-    """The windows of a warm request (of its last case), each once."""
-    with closing(GenieFull(addresses, token, features, costs=lambda: costs)) as full:
-        full.prepare(workload)
-        for index in range(WARM_UP):
-            for case in workload.cases:
-                full.run(workload.request(index, case))
-                full.account()
-        return full.followed
+def _planned(workload: Workload, full: GenieFull) -> list[Explained]:
+    """The windows of a warm request (of the workload's last case), each once."""
+    for index in range(WARM_UP):
+        full.run(workload.request(index, workload.cases[-1]))
+        full.account()
+    return full.followed
 
 
 def _measure(
-    workload: Workload, windows: list[Explained], addresses: tuple[str, ...], token: str,
-    features: frozenset[str], costs: PoolCosts | None, rounds: int,
+    workload: Workload, windows: list[Explained], chosen: GenieFull,
+    session: Callable[[Sequence[Policy]], GenieFull], policies: Sequence[Policy], reference: Reference,
+    rounds: int,
 ) -> list[Alternative]:  # fmt: skip
+    """Every response is verified, and every plan seen to be followed, outside of what is timed. ``chosen``:
+    the session that planned ``windows``; ``session`` makes another, with policies of its own."""
     heaviest = max(windows, key=lambda w: (w.plan.predicted_s or 0.0, len(w.problem.graph.nodes)))
     plan = heaviest.plan
-    chosen = plan.placement
-    found = [Alternative(chosen.policy, chosen.label, True, _ms(plan.predicted_s))]
-    seen = {(chosen.policy, chosen.label)}
+    first = plan.placement
+    found = [Alternative(first.policy, first.label, True, _ms(plan.predicted_s))]
+    seen = {(first.policy, first.label)}
     for other in plan.considered:
         if other.predicted_s is not None and (other.policy, other.label) not in seen:
             seen.add((other.policy, other.label))
             found.append(Alternative(other.policy, other.label, False, _ms(other.predicted_s)))
-    policies = policies_of(features & {*POOL_FEATURES})
-    runs: list[Callable[[int], float]] = []
-    opened: list[GenieFull] = []
-    try:
-        for alternative in found:
-            forced = [Forced(policies, alternative.policy, alternative.label)]
-            full = GenieFull(
-                addresses, token, features, costs=lambda: costs,
-                policies=None if alternative.chosen else forced,
-            )  # fmt: skip
-            opened.append(full)
-            full.prepare(workload)
-            runs.append(lambda index, full=full: _seconds(full, workload, index))  # type: ignore[misc]
-        for index in range(WARM_UP):
-            for run in runs:
-                run(index)
-        times: list[list[float]] = [[] for _ in runs]
-        for index in range(rounds):
-            for k, run in enumerate(runs):
-                times[k].append(run(WARM_UP + index))
-    finally:
-        for full in opened:
-            full.close()
+    times: list[list[float]] = [[] for _ in found]
+    with ExitStack() as stack:
+        runs = [chosen]
+        for a in found[1:]:
+            runs.append(stack.enter_context(closing(session([Forced(policies, a.policy, a.label)]))))
+        for index in range(WARM_UP + rounds):
+            for alternative, full, taken in zip(found, runs, times, strict=True):
+                seconds = request_seconds(full, workload, index, reference)
+                if index >= WARM_UP:
+                    check_followed(full, alternative)
+                    taken.append(seconds)
     for alternative, taken in zip(found, times, strict=True):
         alternative.measured_ms = median(taken) * 1e3
     return found
 
 
-def _seconds(full: GenieFull, workload: Workload, index: int) -> float:
-    taken = 0.0
-    for case in workload.cases:
-        request = workload.request(index, case)
-        started = time.perf_counter()
-        full.run(request)
-        taken += time.perf_counter() - started
-        full.account()
+def request_seconds(full: GenieFull, workload: Workload, index: int, reference: Reference) -> float:
+    """Of one request. Raises VerificationError where it was not answered as it is locally."""
+    case = workload.cases[-1]
+    request = workload.request(index, case)
+    started = time.perf_counter()
+    response = full.run(request)
+    taken = time.perf_counter() - started
+    response = as_returned(response)
+    full.account()
+    verdict = reference.judge(index, case, response)
+    if not verdict.ok:
+        raise VerificationError(
+            f"{workload.name}, request {index} {case}: the result differs from the local one: "
+            f"{verdict.detail or 'no detail'} (max abs error {verdict.max_abs_err})"
+        )
     return taken
+
+
+def check_followed(full: GenieFull, alternative: Alternative) -> None:
+    """Raises MeasurementError where something else was measured than what stands in the row."""
+    placements = [one.plan.placement for one in full.followed]
+    if not any((p.policy, p.label) == (alternative.policy, alternative.label) for p in placements):
+        told = ", ".join(f"{p.policy} ({p.label})" for p in placements) or "nothing"
+        raise MeasurementError(
+            f"{alternative.policy} ({alternative.label}) was to be measured, but {told} was followed: "
+            "a policy must propose the same for the same window: correct it, or leave --measure out"
+        )
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -14,13 +14,20 @@ from genie.scheduler.problem import Problem
 
 
 class Colocation:
+    """``on``: the server, whatever speaks for another; None: as the module says."""
+
     name = "colocation"
+
+    def __init__(self, on: int | None = None) -> None:
+        self._on = on
 
     def propose(self, problem: Problem) -> Sequence[Placement | Declined]:
         """Always one placement. Only random ops, and state that lies elsewhere and is written to, are not
         on the one server."""
         held = _state(problem)
-        if held:
+        if self._on is not None:
+            server, why = self._on, "as it was told to"
+        elif held:
             server = max(held, key=lambda s: (held[s], -s))
             why = f"its state ({megabytes(held[server])} of {megabytes(sum(held.values()))}) is there"
         else:
