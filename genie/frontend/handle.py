@@ -18,9 +18,12 @@ class Shadow:
 
     ``tensor`` is a CPU tensor with the same contents; shadows of views are views of shadows, and
     ``alive`` (a one-element list) is shared by all aliases: a write by unknown data kills them all.
+    Those made by ops compute it when they are first asked (`shadows.Deferred`): most never are.
     """
 
-    __slots__ = ("alive", "tensor")
+    __slots__ = ("__weakref__", "alive", "tensor")
+
+    depth = 0  # how many deferred shadows have to be computed before this one
 
     def __init__(self, tensor: Tensor, alive: list[bool]) -> None:
         self.tensor, self.alive = tensor, alive

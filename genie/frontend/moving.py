@@ -12,7 +12,7 @@ What moves, or loads its state, is also where a session learns the names of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from genie.errors import ParameterInUseError
 from genie.frontend import names
+from genie.wire import ahead
 
 _pytorch_apply = nn.Module._apply
 _pytorch_load_state_dict = nn.Module.load_state_dict
@@ -44,6 +45,8 @@ class _Move:
         if isinstance(t, nn.Parameter) and not is_lazy(t) and _crosses(t, moved):
             if not self._checked:
                 self._check()
+                if moved.device.type == "genie" and moved.dtype == t.dtype:
+                    ahead.announce(p.detach() for p in _in_order(self._root) if p is not t)
             self._swap(t, moved)
             return t.detach()  # what PyTorch then puts into the parameter is what is there already
         return moved
@@ -61,6 +64,15 @@ class _Move:
         _exchange(parameter, nn.Parameter(moved, parameter.requires_grad))
         if grad is not None and moved_grad is not None:
             parameter.grad = moved_grad.requires_grad_(grad.requires_grad)
+
+
+def _in_order(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters as `Module._apply` comes to them: those of submodules first."""
+    for child in module.children():
+        yield from _in_order(child)
+    for p in module._parameters.values():
+        if p is not None and not is_lazy(p):
+            yield p
 
 
 def _exchange(a: Tensor, b: Tensor) -> None:
@@ -91,7 +103,10 @@ def _held(name: str) -> str:
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     if isinstance(fn, _Move):
         return _pytorch_apply(self, fn, recurse)
-    moved = _pytorch_apply(self, _Move(self, fn), recurse)
+    try:
+        moved = _pytorch_apply(self, _Move(self, fn), recurse)
+    finally:
+        ahead.forget()
     names.remember(self)
     return moved
 

@@ -1,12 +1,13 @@
 """Keeps host-known copies of small values up to date, so that reading them costs no round trip.
 
 `generate()` reads a few tiny tensors that follow from Python numbers alone (masks, lengths); their
-ops are applied to CPU copies as they are recorded. Only ops listed here carry a shadow on: all are
+ops are applied to CPU copies, of those values that are read. Only ops listed here carry a shadow on: all are
 deterministic, and exact on every device.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -48,15 +49,70 @@ _IN_PLACE = frozenset({
 _INTEGRAL = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
-def _host(value: Any) -> Any:
+#: deferred shadows that are computed one after another at the most, when one is asked for
+_DEEPEST = 16
+#: not computed yet: a write to a shadow would change what they are computed from
+_waiting: weakref.WeakSet[Deferred] = weakref.WeakSet()
+
+
+class Deferred(Shadow):
+    """The shadow of an op's ``index``-th output (None: of its only one), computed when ``tensor`` is first
+    read. Its arguments hold shadows in the place of tensors."""
+
+    __slots__ = ("_call", "_index", "depth")
+
+    def __init__(self, call: _Call, index: int | None, alive: list[bool], depth: int) -> None:
+        self._call, self._index, self.alive, self.depth = call, index, alive, depth
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "tensor":
+            raise AttributeError(name)
+        values = self._call.values()
+        self.tensor = values if self._index is None else values[self._index]
+        self.depth = 0
+        del self._call  # and with it the shadows that it was computed from
+        _waiting.discard(self)
+        return self.tensor
+
+
+class _Call:
+    """An op on shadows, run once for all its outputs."""
+
+    __slots__ = ("_args", "_func", "_kwargs", "_values")
+
+    def __init__(self, func: Any, args: list, kwargs: dict[str, Any]) -> None:
+        self._func, self._args, self._kwargs = func, args, kwargs
+        self._values: Any = None
+
+    def values(self) -> Any:
+        if self._values is None:
+            # Not in the mode of whoever reads it: it may be written to, and read, in another one.
+            with torch.inference_mode(False), torch.no_grad():
+                self._values = self._func(*_computed(self._args), **_computed(self._kwargs))
+            self._args, self._kwargs = [], {}
+        return self._values
+
+
+def _computed(value: Any) -> Any:
+    if isinstance(value, Shadow):
+        return value.tensor
+    if isinstance(value, list):
+        return [_computed(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _computed(v) for k, v in value.items()}
+    return value
+
+
+def _host(value: Any, found: list[Shadow]) -> Any:
     """The argument with tensors replaced by shadows; raises LookupError when one is gone."""
     if isinstance(value, LazyTensor):
         shadow = value._h.shadow
         if shadow is None or not shadow.alive[0]:
             raise LookupError
-        return shadow.tensor
+        found.append(shadow)
+        return shadow
     if isinstance(value, (list, tuple)):
-        return [_host(v) for v in value]
+        return [_host(v, found) for v in value]
     if isinstance(value, torch.device):
         return torch.device("cpu")
     return value
@@ -70,25 +126,41 @@ def propagate(func: Any, args: tuple, kwargs: dict[str, Any], outs: Any) -> None
     # Floating-point results may differ in the last bit between devices: only exact values count.
     if not view and any(o._spec.dtype not in _INTEGRAL for o in outs):
         return
+    found: list[Shadow] = []
     try:
-        hosts = [_host(a) for a in args]
-        values = func(*hosts, **{k: _host(v) for k, v in kwargs.items() if k != "pin_memory"})
+        call = _Call(
+            func,
+            [_host(a, found) for a in args],
+            {k: _host(v, found) for k, v in kwargs.items() if k != "pin_memory"},
+        )
     except LookupError:
         return
-    alive = args[0]._h.shadow.alive if view else [True]
-    for out, value in zip(outs, values if isinstance(values, (list, tuple)) else (values,), strict=True):
-        out._h.shadow = Shadow(value, alive)
+    depth = 1 + max((s.depth for s in found), default=0)
+    several = len(outs) > 1 or func is aten.unbind.int
+    for index, out in enumerate(outs):
+        alive = args[0]._h.shadow.alive if view else [True]
+        shadow = out._h.shadow = Deferred(call, index if several else None, alive, depth)
+        if depth < _DEEPEST:
+            _waiting.add(shadow)
+        else:
+            shadow.tensor  # noqa: B018 - computes it
 
 
 def write(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list, known: bool) -> None:
     """Applies an in-place op to shadows, or kills those of everything that it writes to."""
     target = tensors[0]._h.shadow if tensors else None
-    if known and target is not None and func in _IN_PLACE and target.tensor.dtype in _INTEGRAL:
+    if known and target is not None and func in _IN_PLACE and tensors[0]._spec.dtype in _INTEGRAL:
         try:
-            func(*[_host(a) for a in args], **{k: _host(v) for k, v in kwargs.items()})
-            return
+            found: list[Shadow] = []
+            hosts = [_host(a, found) for a in args]
+            host_kwargs = {k: _host(v, found) for k, v in kwargs.items()}
         except LookupError:
             pass
+        else:
+            for waiting in list(_waiting):
+                waiting.tensor  # noqa: B018 - computes it from what was there before
+            func(*_computed(hosts), **_computed(host_kwargs))
+            return
     kill(tensors)
 
 

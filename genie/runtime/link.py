@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from genie.config import ENGINES, MAX_RUN_AHEAD
 from genie.errors import ConfigError, RemoteError
 from genie.frontend.entries import definition
 from genie.frontend.program import Program
 from genie.profiling.recording import LinkTrace
 from genie.runtime.connection import Connection
 from genie.runtime.progress import UploadProgress
+from genie.wire import ahead
+from genie.wire.ahead import SHARED_BYTES
+from genie.wire.digest import digest as digest_of
 from genie.wire.messages import (
     MAX_LANES,
     Adopt,
     BriefReceipt,
+    Configure,
     Counters,
     CountersReply,
     Execute,
+    GpuReading,
     Offer,
     Ping,
     ProgramReceipt,
+    ReadGpu,
     Result,
     Trace,
     TraceReply,
@@ -39,8 +45,6 @@ from genie.wire.tensors import to_wire
 from genie.wire.vectors import Predictor, Vectors
 
 MAX_TEMPLATES = 1024
-#: parameters from this size on are offered by content, so that a server that has them is not sent them
-SHARED_BYTES = 64 << 10
 
 
 @dataclass
@@ -105,14 +109,31 @@ class ServerLink:
         self._asked = self._replies = 0  # requests that are answered, and their replies so far
         self._receipts = Completer(connection.welcome.pid, connection.welcome.device)
         self._progress = UploadProgress()
+        #: whether the server has contents that were offered together and whose turn is still to come
+        self._offered: dict[bytes, bool] = {}
         self._peers = (0, 0)
+        self._configured = Configure([], 0)
+
+    def configure(self, engines: Collection[str] = (), run_ahead: int = 0) -> None:
+        """Programs sent from now on may run with ``engines`` (of `genie.config.ENGINES`) beside op by op, and
+        up to ``run_ahead`` windows before they are asked for. Raises ConfigError for what there is not."""
+        unknown = sorted(set(engines) - set(ENGINES))
+        if unknown:
+            raise ConfigError(f"there is no engine {', '.join(unknown)}: choose from {', '.join(ENGINES)}")
+        if not 0 <= run_ahead <= MAX_RUN_AHEAD:
+            raise ConfigError(f"run_ahead={run_ahead}: a server runs 0 to {MAX_RUN_AHEAD} windows ahead")
+        asked = Configure(sorted(engines), run_ahead)
+        if asked != self._configured:
+            self.connection.post(asked)
+            self._configured = asked
 
     # -- contents --------------------------------------------------------------------------------
 
     def upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> bytes | None:
         """Binds ``handle`` on the server to a dense CPU tensor; sends nothing that it already has.
 
-        Returns the content's SHA-256 where the server shares it between sessions.
+        The content is that at the time of the call. Returns its digest where the server shares it between
+        sessions (parameters of `SHARED_BYTES` and more).
         """
         start = time.perf_counter_ns()
         digest = self._upload(handle, tensor, is_parameter)
@@ -123,10 +144,8 @@ class ServerLink:
     def _upload(self, handle: int, tensor: Tensor, is_parameter: bool) -> bytes | None:
         spec, data, owner = to_wire(tensor)
         if is_parameter and owner.nbytes >= SHARED_BYTES:
-            digest = hashlib.sha256(data).digest()
-            wanted, _ = self.connection.request(Offer([digest], [owner.nbytes]))
-            assert isinstance(wanted, Wanted)
-            if not wanted.missing:
+            digest = ahead.take(owner) or digest_of(data, owner)
+            if self._has(digest, owner.nbytes):
                 self.connection.post(Adopt(handle, spec, digest))
                 return digest
             self.connection.post(Upload(handle, spec, digest), [data])
@@ -136,10 +155,22 @@ class ServerLink:
         self._progress.add(owner.nbytes)
         return digest
 
+    def _has(self, digest: bytes, nbytes: int) -> bool:
+        """Asks the server, for this content and for those that are announced and hashed already."""
+        known = self._offered.pop(digest, None)
+        if known is None:
+            offer = {digest: nbytes, **dict(ahead.ready())}
+            wanted, _ = self.connection.request(Offer(list(offer), list(offer.values())))
+            assert isinstance(wanted, Wanted)
+            missing = set(wanted.missing)
+            self._offered = {d: i not in missing for i, d in enumerate(offer)}
+            known = self._offered.pop(digest)
+        return known
+
     def digest(self, tensor: Tensor) -> tuple[bytes, int]:
-        """SHA-256 and bytes of a dense CPU tensor's content."""
+        """Digest and bytes of a dense CPU tensor's content."""
         _, data, owner = to_wire(tensor)
-        return hashlib.sha256(data).digest(), owner.nbytes
+        return digest_of(data, owner), owner.nbytes
 
     def settle(self) -> None:
         """Waits until all that was sent is done. Raises what failed since the last reply, with
@@ -288,6 +319,12 @@ class ServerLink:
         reply, _ = self.connection.request(Counters())
         assert isinstance(reply, CountersReply)
         self._book(reply.earlier)
+        return reply
+
+    def read_gpu(self, start: bool = False) -> GpuReading:
+        """What the server's GPU was used since the last reading with ``start``. Raises ServerLostError."""
+        reply, _ = self.connection.request(ReadGpu(start))
+        assert isinstance(reply, GpuReading)
         return reply
 
     def request_trace(self, request: Trace) -> TraceReply:

@@ -10,7 +10,7 @@ from genie.errors import ConfigError
 from genie.runtime.link import ServerLink
 from genie.runtime.peers import TIMEOUT_S
 from genie.runtime.pool import PoolExecutor
-from genie.scheduler.cluster import CostModel, Link
+from genie.scheduler.cluster import NOMINAL_LINK, CostModel, Link
 from genie.scheduler.policies import BUILT_IN, load_policies
 from genie.scheduler.problem import Policy
 
@@ -44,8 +44,7 @@ def open_pool(
     if policies is None:
         policies = policies_of(features)
     if costs is None or "cost_model" not in features:
-        peer = Link(2e-4, 1e9) if len(links) > 1 else None
-        return PoolExecutor(links, policies, peer=peer, peer_timeout_s=peer_timeout_s)
+        return PoolExecutor(links, policies, peer=NOMINAL_LINK, peer_timeout_s=peer_timeout_s)
     return PoolExecutor(
         links,
         policies,

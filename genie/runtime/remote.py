@@ -73,6 +73,8 @@ def connect(
     tls_ca: str | None = None,
     log_tail: Callable[[], str] | None = None,
     replay: bool = False,
+    engines: Collection[str] = (),
+    run_ahead: int = 0,
     features: Collection[str] = POOL_FEATURES,
     policies: Sequence[Policy] | None = None,
     calibrate: bool = True,
@@ -84,13 +86,17 @@ def connect(
     `genie.config.POOL_FEATURES` that are on, ``policies`` replace the built-in ones. ``calibrate``: measure
     a device that has no stored calibration (once, for seconds); False: plan with nominal rates.
     ``token`` defaults to the environment's GENIE_TOKEN; ``timeout`` is in seconds.
-    ``replay``: see `Session`. Raises ConnectError, AuthError, ConfigError.
+    ``replay``: see `Session`. ``engines``: of `genie.config.ENGINES`, those that the servers may run programs
+    with beside op by op. ``run_ahead``: what the servers may run before it is asked for, in windows between
+    two reads (0 or 1). Neither changes a result. Raises ConnectError, AuthError, ConfigError.
     """
     addresses = addresses_of(address)
     links: list[ServerLink] = []
     try:
         for one in addresses:
-            links.append(open_link(one, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail))
+            link = open_link(one, token, timeout=timeout, tls_ca=tls_ca, log_tail=log_tail)
+            links.append(link)
+            link.configure(engines, run_ahead)
         if len(links) == 1 and policies is None:
             return Session(ResidentExecutor(links[0]), replay=replay)
         costs = None

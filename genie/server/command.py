@@ -38,6 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES[K|M|G]",
         help="shared weights to keep for the next session when nobody uses them",
     )
+    add(
+        "--checkpoints",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="read weights from the *.safetensors files below this directory if they are what a client would "
+        "upload; may be given several times",
+    )
     add("--log-file", help="append the log here (default: stderr)")
     add("--die-with-parent", action="store_true", help="stop at the end of stdin, or when the parent dies")
     add(
@@ -78,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "cores": cores,
         "memory_limit": parse_size(args.memory_limit),
         "keep_weights": parse_size(args.keep_weights),
+        "checkpoints": tuple(args.checkpoints),
     }
     serving = ServeOptions(**{k: options[k] for k in ServeOptions.__dataclass_fields__})
     if not args.pool:

@@ -58,11 +58,17 @@ class Template:
         self.n_ops = len(emitter.names)
         self.mutated_ext = frozenset(emitter.mutated_ext)
         self.random = emitter.random
+        self._drops = emitter.drops
         self.replay = body.replay
         self.digest = program_digest(emitter, ops, body.kept)
         self.names = emitter.names
+        #: of each: its op, the slots it reads, the slots it makes
+        self.instructions = emitter.instructions
+        self.layouts = emitter.layouts
         self._emitter = emitter
         self._run = emitter.function()
+        #: by the places in a request where it runs: what engines know of it (`genie.server.engines.select`)
+        self.lanes: dict[int, Any] = {}
         #: the variants that check or time every instruction, made when they are first asked for
         self._variants: dict[tuple[bool, bool], Any] = {}
 
@@ -97,6 +103,36 @@ class Template:
             return run(ext, literals, floats, wanted, fix, tick), relayouts
         except Exception as exc:
             raise self._engine_error(exc) from exc
+
+    def draws(self, floats: Sequence[float]) -> bool:
+        """Whether it uses the random state when it runs with these floats."""
+        return self.random and (self._drops is None or any(floats[i] != 0.0 for i in self._drops))
+
+    def observe(
+        self,
+        ext: list[Tensor],
+        literals: Sequence[int],
+        floats: Sequence[float],
+        see: Callable[[int, tuple], None],
+    ) -> list[Tensor | None]:
+        """`run`, calling ``see`` with the number and the new values of each instruction that makes any."""
+
+        def fix(instruction: int, values: tuple) -> tuple:
+            see(instruction, values)
+            return values
+
+        every = range(self.n_ops)
+        run = self._variants.get((True, False))
+        if run is None:
+            run = self._variants[True, False] = self._emitter.function(checked=True)
+        try:
+            return run(ext, literals, floats, every, fix, None)
+        except Exception as exc:
+            raise self._engine_error(exc) from exc
+
+    def part(self, instructions: Sequence[int], slots: Sequence[int]) -> Callable[..., list[Tensor]]:
+        """A function of (externals, ints, floats) that runs only those instructions and returns the slots."""
+        return self._emitter.function(only=frozenset(instructions), returned=list(slots))
 
     def _engine_error(self, exc: BaseException) -> EngineError:
         tb, line = exc.__traceback__, 0
@@ -183,9 +219,12 @@ class _Emitter:
         self.constants: dict[str, Any] = {"_flatten": _flatten, "_in_order": _in_order}
         self._interned: dict[int, str] = {}
         self.names: list[str] = []
+        self.instructions: list[tuple[CompiledOp, list[int], list[int]]] = []
         self.tids: list[int] = []
         self.mutated_ext: set[int] = set()
         self.random = False
+        #: floats that must all be 0, or else the program draws random numbers; None: it does anyway
+        self.drops: list[int] | None = []
         self._n_ext = body.n_ext
         self._kept = kept
         self._calls: list[str] = []
@@ -194,7 +233,7 @@ class _Emitter:
         self.n_literals = self.n_floats = 0
         self._slots = 0
         self._root: dict[int, int] = {}
-        self._layouts = {slot: tuple(order) for slot, order in body.layouts}
+        self.layouts = {slot: tuple(order) for slot, order in body.layouts}
         code, at = _ints(body.code), 0
         if body.n_ext < 0 or body.n_ext > 1_000_000:
             raise ProtocolError(f"a template with {body.n_ext} externals is out of bounds")
@@ -214,7 +253,7 @@ class _Emitter:
             or (kept and not 0 <= kept[0] <= kept[-1] < self._slots)
         ):
             raise ProtocolError("a template's kept slots do not match what its code makes")
-        for slot, order in self._layouts.items():
+        for slot, order in self.layouts.items():
             if not 0 <= slot < self._slots or sorted(order) != list(range(len(order))):
                 raise ProtocolError(f"a template's layout {order} of slot {slot} is none")
 
@@ -281,14 +320,41 @@ class _Emitter:
                 call = f"{', '.join(targets)}, = " + (f"_flatten({call})" if op.nested else call)
         self._calls.append(call)
         self.names.append(op.name)
+        self.instructions.append((op, slots, new))
         self._new.append(new)
         self.reads.append(slots)
-        self.random = self.random or op.random
+        if op.random:
+            self.random = True
+            self._note_draw(op)
 
-    def function(self, *, checked: bool = False, timed: bool = False) -> Any:
-        """Compiles the lines. The checked variant hands chosen outputs to ``fix`` as they are made, the
+    def _note_draw(self, op: CompiledOp) -> None:
+        """An attention draws random numbers only where it drops weights; every other such op does."""
+        if op.target is None or all(a.name != "dropout_p" for a in op.target._schema.arguments):
+            self.drops = None
+            return
+        f = self.n_floats - op.n_floats  # the last ones so far are its own
+        given = zip((a.name for a in op.target._schema.arguments), op.args, strict=False)
+        for name, (kind, payload) in (*given, *op.kwargs):
+            if name == "dropout_p":
+                if kind != "f" or self.drops is None:
+                    self.drops = None
+                else:
+                    self.drops.append(f)
+                return
+            f += {"f": 1, "fl": payload}.get(kind, 0)
+
+    def function(
+        self,
+        *,
+        checked: bool = False,
+        timed: bool = False,
+        only: frozenset[int] | None = None,
+        returned: list[int] | None = None,
+    ) -> Any:
+        """Compiles the lines, or those of ``only`` some instructions. The checked variant hands chosen outputs to ``fix`` as they are made, the
         timed one calls ``tick`` after each instruction; both take all three of C, fix and tick."""
-        kept, last = set(self._kept), {}
+        result = self._kept if returned is None else returned
+        kept, last = set(result), {}
         for i, (reads, new) in enumerate(zip(self.reads, self._new, strict=True)):
             for slot in (*new, *reads):
                 last[slot] = i
@@ -300,19 +366,21 @@ class _Emitter:
         more = ", C, fix, tick" if checked or timed else ""
         lines = [f"def run(E, L, F{more}):", f" {unpack}= E" if unpack else " pass"]
         for i, (call, new) in enumerate(zip(self._calls, self._new, strict=True)):
+            if only is not None and i not in only:
+                continue
             if checked and new:
                 values = "".join(f"v{s}, " for s in new)
                 # Still one line per instruction, so that a traceback's line names it.
                 call = f"{call}; {values}= fix({i}, ({values})) if {i} in C else ({values})"
             for slot in new:
-                if slot in self._layouts:
-                    call += f"; v{slot} = _in_order(v{slot}, {self._layouts[slot]})"
+                if slot in self.layouts:
+                    call += f"; v{slot} = _in_order(v{slot}, {self.layouts[slot]})"
             if timed:
                 call += "; tick()"
             if dead[i]:
                 call += "; " + " = ".join(f"v{s}" for s in dead[i]) + " = None"
             lines.append(" " + call)
-        lines.append(" return [" + ", ".join(f"v{s}" for s in self._kept) + "]")
+        lines.append(" return [" + ", ".join(f"v{s}" for s in result) + "]")
         code: CodeType = compile("\n".join(lines), _FILENAME, "exec")
         scope: dict[str, Any] = dict(self.constants)
         exec(code, scope)  # the source holds nothing but generated names and checked numbers

@@ -7,21 +7,30 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from msgspec import structs
 from torch import Tensor
 
+from genie.config import ENGINES, MAX_RUN_AHEAD
 from genie.errors import GenieError, ProtocolError
+from genie.server.ahead import Foreseen, RunAhead, described, to_wires
 from genie.server.engine import EngineError, OpTable, Template, compile_template, names_of
+from genie.server.engines.graphs import SHARE_OF_MEMORY, GraphPool
+from genie.server.engines.kv import Value
+from genie.server.engines.select import Engines
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
 from genie.server.trace import SessionTrace
-from genie.wire.buffers import new_payload
+from genie.server.transfers import Transfers
 from genie.wire.messages import (
     MAX_LANES,
     BriefReceipt,
+    Check,
+    Configure,
     DeviceFacts,
     Execute,
     LiveValue,
@@ -32,7 +41,7 @@ from genie.wire.messages import (
     TensorSpec,
 )
 from genie.wire.receipts import Abridger
-from genie.wire.tensors import PINNED_UP_TO, bytes_of_storage, spec_of, to_wire, unpack
+from genie.wire.tensors import bytes_of_storage, spec_of, unpack
 from genie.wire.vectors import Predictor, Vectors
 
 MAX_TEMPLATES = 4096
@@ -45,11 +54,18 @@ class Device:
 
     def __init__(self, device: torch.device, name: str, facts: DeviceFacts) -> None:
         self.torch_device = device
+        self.transfers = Transfers(device)
         self.name = name
         self.facts = facts
         self.lock = threading.Lock()
+        #: executors of requests that wait for the lock: what nobody asked for lets them go first
+        self.waiting: set[Executor] = set()
         self.pid = os.getpid()
         self.is_cuda = device.type == "cuda"
+        self.graphs: GraphPool | None = None
+        if self.is_cuda:
+            total = torch.cuda.get_device_properties(device).total_memory
+            self.graphs = GraphPool(int(SHARE_OF_MEMORY * total))
         self.busy_ns = 0  # of executing programs, all sessions; written under the lock
         self.synchronize: Callable[[], None] = self._synchronize_cuda if self.is_cuda else _nothing
 
@@ -64,18 +80,28 @@ class Device:
         return torch.default_generator
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Keeps the strides. On the CPU the tensor itself."""
-        return tensor.to(self.torch_device) if self.is_cuda else tensor
+        """Keeps the strides. On the CPU the tensor itself. For the holder of the lock; see `Transfers`."""
+        return self.transfers.to_device(tensor)
 
     def new_payload(self, nbytes: int) -> Tensor:
-        """Memory to receive into. For a GPU it is pinned, up to a size that the host can keep pinned."""
-        if self.is_cuda and nbytes <= PINNED_UP_TO:
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-        return new_payload(nbytes)
+        """Host memory to receive into; for a GPU pinned, as far as that goes."""
+        return self.transfers.new_payload(nbytes)
 
 
 def _nothing() -> None:
     pass
+
+
+@dataclass(slots=True)
+class Ran:
+    """What running a template once gave. Times by `time.perf_counter_ns`."""
+
+    values: Sequence[Value | None]  # the kept ones, in order
+    relayouts: list[Relayout]
+    start: int
+    end: int
+    cpu_s: float
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 def ints(data: bytes) -> list[int]:
@@ -96,6 +122,9 @@ class Executor:
         self.trace: SessionTrace | None = None  # while the client takes a profile
         self.templates: dict[int, Template | Fault] = {}
         self.receipts = Abridger()  # of programs without reply
+        #: ways to run a template beside instruction by instruction that the session asked for
+        self.engines = Engines(device.torch_device, device.graphs)
+        self.ahead = RunAhead(self, device, store)
         self._max_templates = max_templates
         #: for each template, whatever became of it, what it ran with last; by lane
         self._predictors: dict[int, dict[int, Predictor]] = {}
@@ -125,14 +154,21 @@ class Executor:
                 raise deferred
             if isinstance(template, Fault):
                 raise Fault(*template.args)
-            if self._store.has_pending:
-                # Other sessions compute while this one waits for another server.
-                self._store.settle([*vectors.ext, *m.fetch, *m.describe])
-            with self._device.lock:
-                if m.inputs:
-                    self._bind_inputs(m.inputs, m.storages, payload)
-                bound = len(m.inputs)
-                answer = self._run(m, template, vectors)
+            foreseen = self.ahead.take(m, vectors)
+            if foreseen is not None:
+                answer = self._hand_over(m, foreseen)
+            else:
+                if self._store.has_pending:
+                    # Other sessions compute while this one waits for another server.
+                    self._store.settle([*vectors.ext, *m.fetch, *m.describe])
+                device = self._device
+                device.waiting.add(self)
+                with device.lock:
+                    device.waiting.discard(self)
+                    if m.inputs:
+                        self._bind_inputs(m.inputs, m.storages, payload)
+                    bound = len(m.inputs)
+                    answer = self._run(m, template, vectors)
             self._store.free(vectors.releases)
             if m.release_after:
                 self._store.free(ints(m.release_after))
@@ -143,6 +179,24 @@ class Executor:
             fault = fault_of(exc, nonce=m.nonce, device=self._device.name)
             self._poison(m, Fault(*fault.args), bound, vectors)
             raise Fault(*fault.args) from exc
+
+    def foresee(self, template: int, lane: int, base: int) -> Vectors:
+        """What a template will run with, if the client sends nothing else. It has run in this lane."""
+        return self._predictors[template][lane].foresee(base)
+
+    def configure(self, m: Configure) -> None:
+        """Raises ProtocolError for what this server does not know."""
+        unknown = sorted(set(m.engines) - set(ENGINES))
+        if unknown:
+            raise ProtocolError(
+                f"this server knows no engine {', '.join(unknown)}: choose from {', '.join(ENGINES)}"
+            )
+        if not 0 <= m.run_ahead <= MAX_RUN_AHEAD:
+            raise ProtocolError(
+                f"this server runs 0 to {MAX_RUN_AHEAD} windows ahead, not {m.run_ahead}: ask for that many"
+            )
+        self.engines.enabled = frozenset(m.engines)
+        self.ahead.windows = m.run_ahead
 
     def take_receipts(self, nonce: str = "") -> list[BriefReceipt]:
         """Those of the programs without reply since the last one; see `Abridger.take`."""
@@ -255,25 +309,15 @@ class Executor:
     def _run(
         self, m: Execute, template: Template | None, vectors: Vectors
     ) -> tuple[Result, list[memoryview], object]:
-        store, device = self._store, self._device
+        store = self._store
         counters: dict[str, int] = {}
-        relayouts: list[Relayout] = []
         live: list[int] = []
-        remote_ms = cpu_s = 0.0
-        ops, digest = 0, b""
+        ran = None
         if template is not None:
-            literal_vector, float_vector, handles, _ = vectors
-            if (len(literal_vector), len(float_vector), len(handles)) != (
-                template.n_literals,
-                template.n_floats,
-                template.n_ext,
-            ):
-                raise ProtocolError(
-                    f"template {m.template} takes {template.n_literals} ints, {template.n_floats} floats and "
-                    f"{template.n_ext} externals, not {len(literal_vector)}, {len(float_vector)} "
-                    f"and {len(handles)}"
-                )
-            ext = store.get_all(handles)
+            handles = vectors.ext
+            # What is in place may stay so where the program neither writes to it nor sends it away.
+            in_place = not (m.stateless or template.mutated_ext)
+            ext: list[Any] = store.peek_all(handles) if in_place else store.get_all(handles)
             if template.mutated_ext:
                 copies = store.before_write(
                     (ext[i] for i in template.mutated_ext), still_pristine=m.stateless
@@ -282,26 +326,7 @@ class Executor:
                     counters["private_copies"] = copies
                     ext = store.get_all(handles)
             versions = [t._version for t in ext] if m.stateless else ()
-            ops, digest = template.n_ops, template.digest
-            tick = self.trace.tick if self.trace is not None else None
-            device.synchronize()
-            cpu, start = time.process_time(), time.perf_counter_ns()
-            if template.random:
-                generator = device.generator
-                generator.set_state(self._random_state)
-                try:
-                    values, relayouts = template.run(ext, literal_vector, float_vector, m.checks, tick)
-                finally:
-                    self._random_state = generator.get_state()
-            else:
-                values, relayouts = template.run(ext, literal_vector, float_vector, m.checks, tick)
-            device.synchronize()
-            end = time.perf_counter_ns()
-            device.busy_ns += end - start
-            remote_ms = (end - start) * 1e-6
-            cpu_s = time.process_time() - cpu
-            if self.trace is not None:
-                self.trace.executed(start, end, template)
+            ran = self.compute(template, m.lane, ext, vectors, m.checks)
             if m.stateless:
                 counters["stateless"] = 1
                 # What was written is a storage. Version counters alone do not tell: normalisation ops
@@ -313,18 +338,90 @@ class Executor:
                 live = [h for h, t in zip(handles, ext, strict=True) if storage_key(t) in keys]
                 live = list(dict.fromkeys(live))
                 live += [
-                    m.base + n for n, v in zip(template.kept_names, values, strict=True) if v is not None
+                    m.base + n for n, v in zip(template.kept_names, ran.values, strict=True) if v is not None
                 ]
-            store.bind_kept(m.base, template.kept_names, values)
+            store.bind_kept(m.base, template.kept_names, ran.values)
             if store.limit:
                 store.reserve(0)
-            if template.replay:
-                counters["replayed"] = 1
-            if relayouts:
-                counters["relayouts"] = len(relayouts)
-        receipt = ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, remote_ms, cpu_s, counters)
-        result = Result(receipt, relayouts=relayouts)
+        result = self._result(m, template, ran, counters)
         return self._answer(m, result, live)
+
+    def compute(
+        self, template: Template, lane: int, ext: Sequence[Value], vectors: Vectors, checks: list[Check]
+    ) -> Ran:
+        """Runs a template on the values of its externals. The device's lock is held. Binds nothing.
+
+        Raises ProtocolError for vectors of other lengths than the template's, EngineError, or what the
+        device raises."""
+        literals, floats, handles, _ = vectors
+        if (len(literals), len(floats), len(handles)) != (
+            template.n_literals,
+            template.n_floats,
+            template.n_ext,
+        ):
+            raise ProtocolError(
+                f"template {template.digest.hex()[:12]} takes {template.n_literals} ints, "
+                f"{template.n_floats} floats and {template.n_ext} externals, not {len(literals)}, "
+                f"{len(floats)} and {len(handles)}"
+            )
+        device = self._device
+        tick = self.trace.tick if self.trace is not None else None
+        device.synchronize()
+        cpu, start = time.process_time(), time.perf_counter_ns()
+        if template.draws(floats):
+            generator = device.generator
+            generator.set_state(self._random_state)
+            try:
+                ran = self.engines.run(template, lane, ext, literals, floats, checks, tick)
+            finally:
+                self._random_state = generator.get_state()
+        else:
+            ran = self.engines.run(template, lane, ext, literals, floats, checks, tick)
+        device.synchronize()
+        end = time.perf_counter_ns()
+        device.busy_ns += end - start
+        self.engines.took((end - start) * 1e-9)
+        if self.trace is not None:
+            self.trace.executed(start, end, template)
+        return Ran(ran.values, ran.relayouts, start, end, time.process_time() - cpu, ran.counters)
+
+    def _hand_over(
+        self, m: Execute, foreseen: Foreseen
+    ) -> tuple[Result, list[memoryview], object]:
+        """As `_run`, of a program that ran ahead."""
+        template, ran = foreseen.template, foreseen.ran
+        assert ran is not None
+        self._store.bind_kept(m.base, template.kept_names, ran.values)
+        self.ahead.handed_over()
+        result = self._result(m, template, ran, {})
+        result.fetched, result.described = foreseen.fetched, foreseen.described
+        return result, foreseen.pieces, foreseen.owners
+
+    def _result(
+        self, m: Execute, template: Template | None, ran: Ran | None, counters: dict[str, int]
+    ) -> Result:
+        device = self._device
+        missed_cpu_s = self.ahead.bill(m, counters)
+        if template is None or ran is None:
+            return Result(
+                ProgramReceipt(device.pid, device.name, m.nonce, 0, b"", 0.0, missed_cpu_s, counters)
+            )
+        counters |= ran.counters
+        if template.replay:
+            counters["replayed"] = 1
+        if ran.relayouts:
+            counters["relayouts"] = len(ran.relayouts)
+        receipt = ProgramReceipt(
+            device.pid,
+            device.name,
+            m.nonce,
+            template.n_ops,
+            template.digest,
+            (ran.end - ran.start) * 1e-6,
+            ran.cpu_s + missed_cpu_s,
+            counters,
+        )
+        return Result(receipt, relayouts=ran.relayouts)
 
     def _answer(self, m: Execute, result: Result, live: list[int]) -> tuple[Result, list[memoryview], object]:
         store = self._store
@@ -335,17 +432,11 @@ class Executor:
             pieces += map(bytes_of_storage, storages)
             owners += storages
         if m.fetch:
-            specs = []
-            for tensor in store.get_all(m.fetch):
-                spec, data, owner = to_wire(tensor)
-                specs.append(spec)
-                pieces.append(data)
-                owners.append(owner)
-            result.fetched = specs
+            result.fetched, data, copies = to_wires(self._device.transfers.to_host(store.get_all(m.fetch)))
+            pieces += data
+            owners += copies
         if m.describe:
-            result.described = [
-                structs.replace(spec_of(t), offset=t.storage_offset()) for t in store.get_all(m.describe)
-            ]
+            result.described = list(map(described, store.get_all(m.describe)))
         if m.stateless:
             store.forget_results()
         return result, pieces, owners
@@ -369,6 +460,9 @@ class Executor:
             if key not in index:
                 index[key] = len(storages)
                 storage = tensor.untyped_storage()
-                storages.append(storage.cpu() if self._device.is_cuda else storage)
+                storages.append(storage)
             values.append(LiveValue(handle, spec_of(tensor, storage=index[key])))
+        if self._device.is_cuda:
+            flat = [torch.empty(0, dtype=torch.uint8, device=s.device).set_(s) for s in storages]
+            storages = [t.untyped_storage() for t in self._device.transfers.to_host(flat)]
         return values, [s.nbytes() for s in storages], storages

@@ -34,6 +34,7 @@ class CompiledOp:
     written: tuple[int, ...]  # tensor arguments that the op writes to
     aliased: int  # tensor argument that the outputs are views of, or -1
     random: bool
+    target: Any = None  # the overload itself; ``call`` may be a faster binding of it
 
 
 def _pseudo_ops(device: torch.device) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def compile_op(op: OpDef, device: torch.device) -> CompiledOp:
     aliased = -1
     nested, single, is_random = False, True, False
     if op.op in PSEUDO_OPS:
-        call, is_random = _pseudo_ops(device)[op.op], True
+        call, is_random, overload = _pseudo_ops(device)[op.op], True, None
     else:
         overload = resolve(op.op)
         schema = overload._schema
@@ -120,7 +121,7 @@ def compile_op(op: OpDef, device: torch.device) -> CompiledOp:
         raise ProtocolError(f"{op.op}: output pattern {op.outs} names an argument that it does not have")
     return CompiledOp(
         op.op, call, args, kwargs, counts["t"], counts["i"], counts["f"], tuple(op.outs),
-        nested, single, written, aliased, is_random,
+        nested, single, written, aliased, is_random, overload,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ made is sent all the same, with its error in place of the elements: the receiver
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import struct
 import threading
@@ -25,6 +24,7 @@ from genie.server.faults import Fault, fault_of
 from genie.server.peer_group import PeerGroup, open_store
 from genie.server.store import HandleStore
 from genie.server.weights import WeightStore
+from genie.wire.digest import digest as digest_of
 from genie.wire.messages import Expect, PeerAddress, PeerJoin, PeerJoined, Send
 from genie.wire.tensors import DTYPES, check_spec, dense_nbytes, over_storage
 
@@ -202,7 +202,7 @@ class Peers:
             return torch.empty_strided(m.spec.shape, m.spec.stride, dtype=dtype, device=buffer.device)
         storage = buffer.untyped_storage()[:nbytes]
         if m.digest is not None:
-            if hashlib.sha256(buffer[:nbytes].cpu().numpy().data).digest() != m.digest:
+            if digest_of(buffer[:nbytes].cpu().numpy().data) != m.digest:
                 raise ProtocolError(
                     f"what server {m.source} sent for handle {m.handle} does not have the digest expected: "
                     "the content was changed, or another one was meant"

@@ -21,6 +21,7 @@ import torch
 from genie.device_facts import cpu_model, device_facts
 from genie.devices import DeviceSlot, pin, resolve_device_type
 from genie.errors import ConfigError, ConnectError
+from genie.server.checkpoints import Checkpoints
 from genie.server.execute import Device
 from genie.server.faults import TailHandler
 from genie.server.session import ServerState, Session
@@ -50,6 +51,7 @@ class ServeOptions:
     log_file: str | None = None
     memory_limit: int = 0
     keep_weights: int = 0
+    checkpoints: tuple[str, ...] = ()
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -66,7 +68,12 @@ class Server:
         self._tls = auth.server_tls(options.tls_cert or "", options.tls_key or "") if tls else None
         self._device = Device(slot.torch_device, device_name(slot), device_facts(slot))
         self._state = ServerState(
-            self._device, token, options.memory_limit, WeightStore(options.keep_weights), tail.tail
+            self._device,
+            token,
+            options.memory_limit,
+            WeightStore(options.keep_weights),
+            tail.tail,
+            Checkpoints(options.checkpoints),
         )
         self._listener = listen(options.host, options.port)
         self._sessions: dict[Session, threading.Thread] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import time
@@ -14,12 +13,16 @@ import torch
 from torch import Tensor
 
 from genie.errors import AuthError, GenieError, ProtocolError
+from genie.gpu_meter import GpuMeter
+from genie.server.checkpoints import Checkpoints
 from genie.server.execute import MAX_TEMPLATES, Device, Executor
 from genie.server.faults import Fault, fault_of
 from genie.server.load import load_of
+from genie.server.offers import Offers
 from genie.server.peers import Peers
 from genie.server.store import HandleStore
 from genie.server.trace import SessionTrace
+from genie.server.uploads import Landing, Uploads
 from genie.server.weights import WeightStore
 from genie.wire import auth
 from genie.wire.framing import EMPTY, HANDSHAKE_HEADER, MAX_HEADER, Channel, PeerClosedError
@@ -30,23 +33,25 @@ from genie.wire.messages import (
     Bye,
     Challenge,
     ClientMessage,
+    Configure,
     Counters,
     CountersReply,
     Execute,
     Expect,
+    GpuReading,
     Load,
     Offer,
     PeerJoin,
     PeerListen,
     Ping,
     Pong,
+    ReadGpu,
     Release,
     Send,
     TensorSpec,
     Trace,
     TraceReply,
     Upload,
-    Wanted,
     Welcome,
 )
 from genie.wire.tensors import DTYPES, dense_nbytes, over_storage
@@ -55,7 +60,9 @@ log = logging.getLogger("genie.server")
 
 HANDSHAKE_SECONDS = 10.0
 LINGER_SECONDS = 2.0
-ONE_WAY = frozenset((Upload, Adopt, Release, Expect, Send))
+ONE_WAY = frozenset((Configure, Upload, Adopt, Release, Expect, Send))
+#: neither use nor change what the session holds
+HARMLESS = frozenset((Ping, Load))
 
 
 @dataclass
@@ -67,6 +74,7 @@ class ServerState:
     memory_limit: int
     weights: WeightStore
     log_tail: Callable[[], str]
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     max_templates: int = MAX_TEMPLATES  # that a session may have defined at a time
     numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
     sessions: dict[int, Session] = field(default_factory=dict)  # that are open, by number
@@ -84,11 +92,12 @@ class Session:
         self._store = HandleStore(state.memory_limit)
         self._executor = Executor(state.device, self._store, state.max_templates)
         self._peers = Peers(state.device, self._store, state.weights, peer_host)
+        self._uploads = Uploads(state.device.transfers, self._finish_upload)
         self._deferred: Fault | None = None  # of a request without reply; answers the next one that has one
         self._refusal: Fault | None = None  # why the payload of the frame just received was dropped
-        # Contents that an Offer found here stay until they are adopted, even if their session ends.
-        self._reserved: dict[bytes, torch.UntypedStorage] = {}
+        self._offers = Offers(state.weights, state.checkpoints, self._uploads, self._store)
         self._cpu_at_start = time.process_time()
+        self._gpu: GpuMeter | None = None  # once the client has asked
         self._authenticated = False
 
     # -- the loop --------------------------------------------------------------------------------
@@ -109,8 +118,10 @@ class Session:
             self._state.sessions.pop(self.number, None)
             self._channel.close()
             self._peers.close()
+            self._uploads.clear()
+            self._executor.ahead.drop()
             self._store.clear()
-            self._reserved.clear()
+            self._offers.clear()
             self._executor.templates.clear()
 
     def abort(self) -> None:
@@ -160,9 +171,17 @@ class Session:
     def _loop(self) -> None:
         channel = self._channel
         receive, send, allocate = channel.receive, channel.send, self._allocate
-        execute = self._executor.execute
+        execute, ahead = self._executor.execute, self._executor.ahead
+        uploads = self._uploads.waiting
         while True:
+            if uploads and self._uploads.may_settle(channel):
+                self._uploads.settle()  # other sessions may want these contents
+            # What was asked for goes first.
+            while ahead.is_due and not channel.has_more() and ahead.step():
+                pass
             message, payload = receive(allocate)
+            if uploads and type(payload) is not Landing:
+                self._uploads.settle()
             refusal, self._refusal = self._refusal, None
             kind = type(message)
             try:
@@ -180,15 +199,21 @@ class Session:
                     if trace is not None:
                         trace.finished()
                     del result, pieces, owners
+                    if ahead.windows:
+                        ahead.saw(message)
                 elif kind in ONE_WAY:
+                    ahead.interrupt()
                     self._one_way(message, payload, refusal)
                 elif kind is Bye:
                     log.info("%s: closed by the client", self.name)
                     return
                 else:
+                    if kind not in HARMLESS:
+                        ahead.interrupt()
                     send(self._answer(message, refusal))
             except Fault as fault:
                 log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+                ahead.interrupt()
                 if kind is Execute and message.quiet:
                     self._deferred = fault
                 else:
@@ -199,7 +224,7 @@ class Session:
             # A payload that the session does not hold must not live until the next frame arrives.
             payload = EMPTY
 
-    def _allocate(self, message: ClientMessage, nbytes: int) -> Tensor | None:
+    def _allocate(self, message: ClientMessage, nbytes: int) -> Tensor | Landing | None:
         """Memory for a payload, or None when it is to be read and dropped; the request then fails."""
         try:
             if isinstance(message, Upload):
@@ -214,7 +239,10 @@ class Session:
                 raise ProtocolError(
                     f"{type(message).__name__} takes no payload, but came with {nbytes} bytes"
                 )
-            self._store.reserve(nbytes)
+            self._executor.ahead.interrupt()  # what nobody asked for makes room
+            self._store.reserve(nbytes + self._uploads.nbytes)
+            if isinstance(message, Upload):
+                return self._uploads.landing(nbytes, checked=message.digest is not None)
             return self._state.device.new_payload(nbytes)
         except (GenieError, RuntimeError, MemoryError) as exc:
             self._refusal = fault_of(exc, device=self._state.device.name)
@@ -249,6 +277,8 @@ class Session:
                 peer_in=self._peers.bytes_in,
                 peer_out=self._peers.bytes_out,
             )
+        if isinstance(message, ReadGpu):
+            return self._read_gpu(message)
         if isinstance(message, Load):
             return load_of(self._state.device, list(self._state.sessions.values()))
         # A session that lost its group may form another, whatever else waits to be told.
@@ -267,8 +297,21 @@ class Session:
         if isinstance(message, Ping):
             return Pong()
         if isinstance(message, Offer):
-            return self._offer(message)
+            try:
+                return self._offers.answer(message)
+            except ProtocolError as exc:
+                raise fault_of(exc) from exc
         raise Fault("ProtocolError", f"{type(message).__name__} cannot come in the middle of a session")
+
+    def _read_gpu(self, m: ReadGpu) -> GpuReading:
+        meter = self._gpu
+        if meter is None:
+            meter = self._gpu = GpuMeter(self._state.device.torch_device)
+            meter.start()
+        reply = GpuReading(meter.read(), "" if meter.has_gpu else meter.why)
+        if m.start:
+            meter.start()
+        return reply
 
     def _trace(self, m: Trace) -> TraceReply:
         now = time.perf_counter_ns()
@@ -282,26 +325,16 @@ class Session:
             executor.trace = SessionTrace(m.ops, m.limit, self._state.device.synchronize)
         return reply
 
-    def _offer(self, m: Offer) -> Wanted:
-        if len(m.digests) != len(m.nbytes):
-            raise Fault(
-                "ProtocolError", f"an offer of {len(m.digests)} digests came with {len(m.nbytes)} sizes"
-            )
-        missing = []
-        for i, (digest, nbytes) in enumerate(zip(m.digests, m.nbytes, strict=True)):
-            storage = self._state.weights.find(digest)
-            if storage is None or storage.nbytes() != nbytes:
-                missing.append(i)
-            else:
-                self._reserved[digest] = storage
-        return Wanted(missing)
-
     def add_sizes(self, sizes: dict[int, int]) -> int:
-        """As `HandleStore.add_sizes`, with the buffers of transfers under way. Any thread may call it."""
-        return self._store.add_sizes(sizes) + self._peers.held_bytes
+        """As `HandleStore.add_sizes`, with what is under way from other servers and the client. Any thread
+        may call it."""
+        return self._store.add_sizes(sizes) + self._peers.held_bytes + self._uploads.nbytes
 
     def _one_way(
-        self, message: Upload | Adopt | Release | Expect | Send, payload: Tensor, refusal: Fault | None
+        self,
+        message: Configure | Upload | Adopt | Release | Expect | Send,
+        payload: Tensor | Landing,
+        refusal: Fault | None,
     ) -> None:
         """A failure is kept for the next request that has a reply, and poisons the handle that the message
         was to bind."""
@@ -314,7 +347,9 @@ class Session:
         try:
             if refusal is not None:
                 raise refusal
-            if isinstance(message, Adopt):
+            if isinstance(message, Configure):
+                self._executor.configure(message)
+            elif isinstance(message, Adopt):
                 self._adopt(message)
             elif isinstance(message, Expect):
                 self._peers.expect(message)
@@ -323,33 +358,40 @@ class Session:
             else:
                 self._upload(message, payload)
         except Exception as exc:  # noqa: BLE001 - it answers the next request, and is logged
-            fault = fault_of(exc, device=self._state.device.name)
-            log.warning("%s: %s: %s", self.name, fault.error, fault.message)
-            if not isinstance(message, Send):
-                self._store.poison([message.handle], Fault(*fault.args))
-            self._deferred = self._deferred or Fault(*fault.args)
+            self._fail(message, exc)
 
-    def _upload(self, m: Upload, payload: Tensor) -> None:
-        expected = dense_nbytes(m.spec)
-        if payload.numel() != expected:
-            raise ProtocolError(f"upload of {m.spec} needs {expected} bytes, but came with {payload.numel()}")
-        if m.digest is not None and hashlib.sha256(payload.numpy().data).digest() != m.digest:
-            raise ProtocolError(
-                f"the bytes uploaded for handle {m.handle} do not have the digest that came with them"
-            )
-        storage = self._state.device.to_device(payload).untyped_storage()
-        if m.digest is not None:
-            storage = self._state.weights.add(m.digest, storage)
-        self._bind_upload(m.handle, storage, m.spec, shared=m.digest is not None)
+    def _fail(self, message: Configure | Upload | Adopt | Expect | Send, exc: Exception) -> None:
+        fault = fault_of(exc, device=self._state.device.name)
+        log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+        if not isinstance(message, (Configure, Send)):
+            self._store.poison([message.handle], Fault(*fault.args))
+        self._deferred = self._deferred or Fault(*fault.args)
+
+    def _upload(self, m: Upload, payload: Tensor | Landing) -> None:
+        if not isinstance(payload, Landing):  # none came: that is right for a tensor without elements
+            expected = dense_nbytes(m.spec)
+            if expected:
+                raise ProtocolError(f"upload of {m.spec} needs {expected} bytes, but came without any")
+            payload = self._uploads.landing(0, checked=m.digest is not None)
+        self._uploads.add(m, payload)
+
+    def _finish_upload(self, m: Upload, landing: Landing) -> None:
+        """Binds a content that is here; it is checked and copied by now, or else this waits for that."""
+        try:
+            storage, digest = landing.finish()
+            if digest != m.digest:
+                raise ProtocolError(
+                    f"the bytes uploaded for handle {m.handle} do not have the digest that came with them"
+                )
+            if m.digest is not None:
+                storage = self._state.weights.add(m.digest, storage)
+            self._bind_upload(m.handle, storage, m.spec, shared=m.digest is not None)
+        except Exception as exc:  # noqa: BLE001 - as in `_one_way`
+            self._fail(m, exc)
 
     def _adopt(self, m: Adopt) -> None:
         expected = dense_nbytes(m.spec)
-        storage = self._reserved.pop(m.digest, None) or self._state.weights.find(m.digest)
-        if storage is None or storage.nbytes() != expected:
-            raise ProtocolError(
-                f"no content of {expected} bytes with the digest {m.digest.hex()[:16]} is here: "
-                "offer it first, and upload what the server wants"
-            )
+        storage = self._offers.take(m.digest, expected)
         self._store.reserve(0 if self._store.holds(storage) else expected)
         self._bind_upload(m.handle, storage, m.spec, shared=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from genie.errors import OutOfMemoryError, ProtocolError
+from genie.server.engines.kv import State, Value
 
 MAX_HANDLES = 1 << 22
 
@@ -21,6 +22,10 @@ MAX_HANDLES = 1 << 22
 def storage_key(tensor: Tensor) -> int:
     """Identifies the tensor's storage while it is alive; equal for all views of it."""
     return tensor.untyped_storage()._cdata
+
+
+def _nbytes(value: Value) -> int:
+    return value.nbytes if isinstance(value, State) else value.untyped_storage().nbytes()
 
 
 class Pending(Protocol):
@@ -40,7 +45,8 @@ class HandleStore:
     """``limit``: bytes of unique storages that may be held; 0 = no limit.
 
     A handle is bound to a tensor, to one on its way (the first use waits for it: `settle` them before
-    taking a lock), or poisoned with the error that kept it from being made. Content
+    taking a lock), to a state in place (a tensor is made of it when one is asked for), or poisoned with
+    the error that kept it from being made. Content
     bound with ``shared=True`` is read-only for this session: call `make_private` before writing.
     """
 
@@ -49,17 +55,20 @@ class HandleStore:
         self._tensors: dict[int, Tensor] = {}
         self._poisoned: dict[int, Exception] = {}
         self._pending: dict[int, Pending] = {}  # handles in no other table
+        self._states: dict[int, State] = {}  # likewise
         self._uploaded: set[int] = set()
         # Weak references keep the keys from being reused by the allocator, not the contents alive.
         self._shared: dict[int, StorageWeakRef] = {}
         self._pristine: dict[int, tuple[StorageWeakRef, int]] = {}
+        #: of each program that ran before it was asked for, oldest first, the values that it is to bind
+        self._ahead: list[Sequence[Value | None]] = []
         self._bound_bytes = 0  # never less than the bytes held; exact after `held_bytes`
 
     def __len__(self) -> int:
-        return len(self._tensors) + len(self._pending)
+        return len(self._tensors) + len(self._pending) + len(self._states)
 
     def __contains__(self, handle: int) -> bool:
-        return handle in self._tensors or handle in self._pending
+        return handle in self._tensors or handle in self._pending or handle in self._states
 
     # -- binding and reading -------------------------------------------------------------------
 
@@ -73,7 +82,7 @@ class HandleStore:
         self._tensors[handle] = tensor
         if self._poisoned:
             self._poisoned.pop(handle, None)
-        if self._pending:
+        if self._pending or self._states:
             self._abandon(handle)
         if self.limit:
             self._bound_bytes += tensor.untyped_storage().nbytes()
@@ -97,6 +106,10 @@ class HandleStore:
     def has_pending(self) -> bool:
         return bool(self._pending)
 
+    def awaits(self, handles: Iterable[int]) -> bool:
+        """Whether one of them is on its way here."""
+        return bool(self._pending) and any(h in self._pending for h in handles)
+
     def settle(self, handles: Iterable[int]) -> None:
         """Waits for those of the handles that are pending; each is then bound or poisoned. Raises nothing."""
         for handle in handles:
@@ -114,28 +127,33 @@ class HandleStore:
         self.settle(list(self._pending))
 
     def _abandon(self, handle: int) -> None:
+        self._states.pop(handle, None)
         pending = self._pending.pop(handle, None)
         if pending is not None:
             pending.abandon()
 
-    def bind_kept(self, base: int, names: Iterable[int], values: Iterable[Tensor | None]) -> None:
+    def bind_kept(self, base: int, names: Iterable[int], values: Iterable[Value | None]) -> None:
         """Binds a program's kept values: each to handle ``base`` + its name."""
         tensors, uploaded, poisoned, limit = self._tensors, self._uploaded, self._poisoned, self.limit
-        pending = self._pending
+        pending = bool(self._pending or self._states)
         if len(tensors) > MAX_HANDLES - 100_000:
             raise ProtocolError(f"a session may hold {MAX_HANDLES} handles: release some")
         for name, value in zip(names, values, strict=True):
             if value is not None:
                 handle = base + name
-                tensors[handle] = value
+                if pending:
+                    self._abandon(handle)
+                if isinstance(value, State):
+                    self._states[handle] = value
+                    tensors.pop(handle, None)
+                else:
+                    tensors[handle] = value
                 if handle in uploaded:
                     uploaded.discard(handle)
                 if poisoned:
                     poisoned.pop(handle, None)
-                if pending:
-                    self._abandon(handle)
                 if limit:
-                    self._bound_bytes += value.untyped_storage().nbytes()
+                    self._bound_bytes += _nbytes(value)
 
     def get(self, handle: int) -> Tensor:
         """Raises the error that poisoned the handle, or ProtocolError for one that was never bound."""
@@ -145,6 +163,9 @@ class HandleStore:
             if handle in self._pending:
                 self.settle((handle,))
                 return self.get(handle)
+            if handle in self._states:
+                tensor = self._tensors[handle] = self._states.pop(handle).take()
+                return tensor
             raise self._missing(handle) from None
 
     def get_all(self, handles: Sequence[int]) -> list[Tensor]:
@@ -153,9 +174,23 @@ class HandleStore:
         try:
             return [tensors[h] for h in handles]
         except KeyError as exc:
-            if not self._pending:
+            if not self._pending and not self._states:
                 raise self._missing(exc.args[0]) from None
         return [self.get(h) for h in handles]
+
+    def peek_all(self, handles: Sequence[int]) -> list[Value]:
+        """As `get_all`, but states stay what they are."""
+        if not self._states:
+            return [*self.get_all(handles)]
+        states = self._states.get
+        tensors = self._tensors.get
+        found: list[Value] = []
+        for h in handles:
+            value: Value | None = tensors(h)
+            if value is None:
+                value = states(h)
+            found.append(self.get(h) if value is None else value)
+        return found
 
     def _missing(self, handle: int) -> Exception:
         error = self._poisoned.get(handle)
@@ -171,7 +206,7 @@ class HandleStore:
         if len(self._poisoned) < MAX_HANDLES:
             for handle in handles:
                 self._tensors.pop(handle, None)
-                if self._pending:
+                if self._pending or self._states:
                     self._abandon(handle)
                 self._poisoned[handle] = error
 
@@ -184,14 +219,16 @@ class HandleStore:
                 self._poisoned.pop(handle, None)
             if self._uploaded:
                 self._uploaded.discard(handle)
-            if self._pending:
+            if self._pending or self._states:
                 self._abandon(handle)
 
     def clear(self) -> None:
         """Forgets all. What is pending must have ended."""
         for table in (
             self._tensors,
+            self._states,
             self._pending,
+            self._ahead,
             self._poisoned,
             self._uploaded,
             self._shared,
@@ -209,11 +246,20 @@ class HandleStore:
         return self._bound_bytes
 
     def add_sizes(self, sizes: dict[int, int]) -> int:
-        """Adds each storage's key and bytes; returns the bytes on their way. Any thread may call it."""
-        for tensor in list(self._tensors.values()):
-            storage = tensor.untyped_storage()
-            sizes[storage._cdata] = storage.nbytes()
-        return sum(p.nbytes for p in list(self._pending.values()))
+        """Adds each storage's key and bytes; returns those of what has none of its own: on its way, or a
+        state. Any thread may call it."""
+        values: list[Value | None] = list(self._tensors.values())
+        values += list(self._states.values())
+        for made_ahead in list(self._ahead):
+            values += made_ahead
+        states = 0
+        for value in values:
+            if isinstance(value, State):
+                states += value.nbytes
+            elif value is not None:
+                storage = value.untyped_storage()
+                sizes[storage._cdata] = storage.nbytes()
+        return states + sum(p.nbytes for p in list(self._pending.values()))
 
     def reserve(self, nbytes: int) -> None:
         """Raises OutOfMemoryError when ``nbytes`` more would be over the limit. Allocates nothing."""
@@ -222,6 +268,22 @@ class HandleStore:
                 f"this session holds {self._bound_bytes} bytes and asks for {nbytes} more, over its limit of "
                 f"{self.limit}: release tensors, or start the server with a larger --memory-limit"
             )
+
+    def hold_ahead(self, values: Sequence[Value | None]) -> None:
+        """Counts the values of a program that nobody asked for yet as held, until `let_go`. Raises
+        OutOfMemoryError, and does not, when that is over the limit."""
+        self._ahead.append(values)
+        if self.limit:
+            self._bound_bytes += sum(_nbytes(v) for v in values if v is not None)
+            try:
+                self.reserve(0)
+            except OutOfMemoryError:
+                self._ahead.pop()
+                raise
+
+    def let_go(self, programs: int | None = None) -> None:
+        """No longer counts the values of the oldest programs that ran ahead, or of all."""
+        del self._ahead[:programs]
 
     def holds(self, storage: torch.UntypedStorage) -> bool:
         """A shared or uploaded content that this session has a handle on already."""
@@ -283,6 +345,7 @@ class HandleStore:
         for handle in [h for h, p in self._pending.items() if not p.shared]:
             self._abandon(handle)
         self._tensors = keep
+        self._states.clear()
         self._uploaded &= keep.keys()
         self._poisoned.clear()
         self.purge()

@@ -1,4 +1,4 @@
-"""Contents that several sessions share, found by their SHA-256 digest."""
+"""Contents that several sessions share, found by their digest (`genie.wire.digest`)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import torch
@@ -43,6 +43,14 @@ EMPTY = torch.empty(0, dtype=torch.uint8)
 
 M = TypeVar("M")
 Buffer = Any  # whatever supports the buffer protocol with one byte per item
+
+
+class Sink(Protocol):
+    """Takes a payload piece by piece."""
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Writable memory for all bytes of the payload, in order. Each piece is full when the next is asked
+        for, or the iterator ends; if the stream breaks, it is asked for no more."""
 
 
 class PeerClosedError(ConnectionError):
@@ -86,6 +94,7 @@ class Channel(Generic[M]):
         self._scratch: memoryview | None = None
         self._sent = 0
         self._backlog: Backlog | None = None
+        self._poll: select.poll | None = None
         self.frame_start = 0  # bytes_in before the frame that `receive` returned last
 
     @property
@@ -185,12 +194,13 @@ class Channel(Generic[M]):
     # -- receiving ---------------------------------------------------------------------------
 
     def receive(
-        self, allocate: Callable[[M, int], Tensor | None] | None = None, max_payload: int = MAX_PAYLOAD
-    ) -> tuple[M, Tensor]:
+        self, allocate: Callable[[M, int], Tensor | Sink | None] | None = None, max_payload: int = MAX_PAYLOAD
+    ) -> tuple[M, Any]:
         """The next message and its payload (uint8, on the CPU, in a storage of its own).
 
-        ``allocate(message, nbytes)`` is asked before the payload is read, and only when there is
-        one; None means that it is read and dropped (an empty payload is returned).
+        ``allocate(message, nbytes)`` is asked before the payload is read, and only when there is one. It may
+        give a `Sink`, which is filled and returned in the payload's place; None means that the payload is
+        read and dropped (an empty one is returned).
         Raises PeerClosedError, OSError, or ProtocolError for bytes that are no valid frame.
         """
         self.frame_start = self._received - (self._end - self._start)
@@ -230,8 +240,22 @@ class Channel(Generic[M]):
         if target is None:
             self._drop(payload)
             return message, EMPTY
-        self._read_into(target.numpy().data)
+        if isinstance(target, Tensor):
+            self._read_into(target.numpy().data)
+        else:
+            for piece in target.pieces():
+                self._read_into(piece)
         return message, target
+
+    def has_more(self, timeout_s: float = 0.0) -> bool:
+        """Whether something is here to be received, or comes within the time: a frame, a part of one, or the
+        end of the stream."""
+        if self._end > self._start or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        return bool(self._poll.poll(timeout_s * 1e3))
 
     def _decode(self, header: memoryview | bytearray) -> M:
         try:

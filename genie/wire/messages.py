@@ -3,7 +3,7 @@
 A conversation: the server sends `Challenge` as soon as the connection opens, the client answers
 `Auth`, the server answers `Welcome` (or `Error` and closes). After that the client sends requests;
 the server handles them one by one in order. `Upload`, `Adopt` and `Release` have no reply of their
-own (nor have `Expect` and `Send`): a failure is kept and answers the next request that has one (the
+own (nor have `Configure`, `Expect` and `Send`): a failure is kept and answers the next request that has one (the
 client's later results are poisoned by *that* error). All others are answered by exactly one message,
 or by `Error`.
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 import msgspec
 
 from genie.device_facts import DeviceFacts
+from genie.gpu_meter import GpuUse
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 #: predictions that one template may have (see `Execute`)
 MAX_LANES = 32
 
@@ -62,6 +63,17 @@ class Welcome(Message):
     max_templates: int = 1024  # programs that this session may have defined at a time
 
 
+class Configure(Message):
+    """How the session's programs are to be run; without it op by op, when they are asked for. No reply.
+
+    ``engines``: of `genie.config.ENGINES`, what the server may use beside that. ``run_ahead``: windows
+    (requests up to the next reply) that it may run before they are asked for; 0 to
+    `genie.config.MAX_RUN_AHEAD`."""
+
+    engines: list[str]
+    run_ahead: int
+
+
 class Ping(Message):
     """Empty round trip; a payload is read and dropped (for measuring bandwidth)."""
 
@@ -71,7 +83,7 @@ class Pong(Message):
 
 
 class Offer(Message):
-    """Contents that the client could upload: SHA-256 digests and sizes in bytes."""
+    """Contents that the client could upload: digests (`genie.wire.digest`) and sizes in bytes."""
 
     digests: list[bytes]
     nbytes: list[int]
@@ -328,6 +340,18 @@ class CountersReply(Message):
     peer_out: int = 0
 
 
+class ReadGpu(Message):
+    """Asks what the server's GPU was used since the last one with ``start``, all sessions together; with
+    ``start`` that begins anew afterwards. Answered even when an earlier request failed."""
+
+    start: bool
+
+
+class GpuReading(Message):
+    use: GpuUse | None  # None without a GPU
+    why: str = ""  # of a server without one
+
+
 class Trace(Message):
     """While ``on``, the server remembers when it received, ran and answered each `Execute` of this
     session (with ``ops``: each instruction, the device synchronized after each), up to ``limit`` of
@@ -381,6 +405,7 @@ class Error(Message):
 
 ClientMessage = (
     Auth
+    | Configure
     | Ping
     | Offer
     | Upload
@@ -388,6 +413,7 @@ ClientMessage = (
     | Release
     | Execute
     | Counters
+    | ReadGpu
     | Trace
     | PeerListen
     | PeerJoin
@@ -403,6 +429,7 @@ ServerMessage = (
     | Wanted
     | Result
     | CountersReply
+    | GpuReading
     | TraceReply
     | PeerAddress
     | PeerJoined

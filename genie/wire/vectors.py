@@ -129,6 +129,10 @@ class Predictor:
         self._observe(lengths, packed, base)
         return self._last()
 
+    def foresee(self, base: int) -> Vectors:
+        """What `decode` would return for an empty residual; changes nothing."""
+        return self._predict(base)
+
     def _last(self) -> Vectors:
         return Vectors(self._literals.last, self._floats, self._ext.last, self._releases.last)
 

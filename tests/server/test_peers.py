@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 
 from genie.errors import PeerError, ProtocolError, RemoteError, RemoteOpError
 from genie.runtime.connection import Connection
+from genie.wire.digest import digest as digest_of
 from genie.wire.messages import (
     Adopt,
     Counters,
@@ -186,7 +185,7 @@ def test_a_wrong_spec_is_told_to_both_ends(pair, like, narrow):
 def test_shared_content_arrives_with_its_digest(servers, pair):
     tensor = torch.randn(70_000)
     spec, data = dense(tensor)
-    digest = hashlib.sha256(data).digest()
+    digest = digest_of(data)
     pair[0].post(Upload(1, spec, digest), [data])
     move(pair, 0, 1, 1, 2, tensor, digest=digest)
     pair[1].request(Execute("n", describe=[2]))
@@ -204,7 +203,7 @@ def test_shared_content_arrives_with_its_digest(servers, pair):
 
 def test_content_of_another_digest_is_refused(pair):
     upload(pair[0], 1, floats(1))
-    move(pair, 0, 1, 1, 2, floats(0), digest=hashlib.sha256(b"another").digest())
+    move(pair, 0, 1, 1, 2, floats(0), digest=digest_of(b"another"))
     with pytest.raises(ProtocolError, match="digest"):
         fetch(pair[1], 2)
 

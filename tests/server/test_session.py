@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import time
@@ -16,6 +15,7 @@ from genie.runtime.connection import fetched_tensors
 from genie.server.execute import Device, Executor
 from genie.server.faults import Fault
 from genie.server.store import HandleStore
+from genie.wire.digest import digest as digest_of
 from genie.wire.framing import EMPTY
 from genie.wire.messages import (
     MAX_LANES,
@@ -48,7 +48,7 @@ from tests.server.programs import (
 
 def upload(c, handle, tensor, digest=False):
     spec, data = dense(tensor)
-    c.post(Upload(handle, spec, hashlib.sha256(data).digest() if digest else None), [data])
+    c.post(Upload(handle, spec, digest_of(data) if digest else None), [data])
 
 
 def test_a_program_runs_and_its_receipt_says_so(connection):
@@ -234,7 +234,7 @@ def test_an_allocation_that_fails_is_out_of_memory(connection, size):
 def test_contents_are_shared_between_sessions_and_private_when_written(server, connection):
     weights = torch.arange(1000.0)
     spec, data = dense(weights)
-    digest = hashlib.sha256(data).digest()
+    digest = digest_of(data)
     assert connection.request(Offer([digest], [4000]))[0].missing == [0]
     upload(connection, 1, weights, digest=True)
     with connect(server) as other:
@@ -264,7 +264,7 @@ def test_a_wrong_digest_is_refused(connection):
 def test_offered_content_waits_for_its_adoption(server, connection):
     tensor = torch.arange(77.0)
     spec, data = dense(tensor)
-    digest = hashlib.sha256(data).digest()
+    digest = digest_of(data)
     with connect(server) as first:
         upload(first, 1, tensor, digest=True)
         assert first.request(Ping())
@@ -276,7 +276,7 @@ def test_offered_content_waits_for_its_adoption(server, connection):
 def test_a_session_that_ends_frees_everything(server, connection):
     tensor = torch.arange(55.0)
     _, data = dense(tensor)
-    digest = hashlib.sha256(data).digest()
+    digest = digest_of(data)
     with connect(server) as first:
         upload(first, 1, tensor, digest=True)
         first.request(execute(0, DOUBLE, ext=[1], base=10))

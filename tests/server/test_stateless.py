@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 
 from genie.errors import ProtocolError
 from genie.runtime.connection import fetched_tensors, live_tensors
+from genie.wire.digest import digest as digest_of
 from genie.wire.messages import Counters, TensorSpec, Upload
 from tests.server.programs import ADD, SCALE_IN_PLACE, body, dense, execute, fetch, floats
 
@@ -17,7 +16,7 @@ SELECT = ("aten::select.int", [["t"], ["i"], ["i"]], [-1])
 
 def upload(c, handle, tensor, digest=False):
     spec, data = dense(tensor)
-    c.post(Upload(handle, spec, hashlib.sha256(data).digest() if digest else None), [data])
+    c.post(Upload(handle, spec, digest_of(data) if digest else None), [data])
 
 
 def test_every_live_result_comes_back_with_its_aliases(connection):

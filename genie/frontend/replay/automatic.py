@@ -83,13 +83,13 @@ class ModuleReplay:
         return result
 
     def _call(self, module: nn.Module, recorder: Recorder, args: tuple, kwargs: dict[str, Any]) -> Any:
-        from genie.frontend.replay.dynamo import duck_sizes
+        from genie.frontend.replay.dynamo import automatic_replay
 
         compiled = self._compiled or self._compile()
         self.calls += 1
         recorded = recorder.recorded
         try:
-            with duck_sizes():
+            with automatic_replay():
                 return compiled(module, *args, **kwargs)
         except StaleGraphError:
             if recorder.recorded != recorded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ class Replay:
 
     def __init__(self, gm: torch.fx.GraphModule) -> None:
         self._gm = gm
+        # The graph's own parameters are held weakly: a model that moves to another device leaves its own behind.
+        self._parameters = {name: weakref.ref(p) for name, p in gm._parameters.items() if p is not None}
         self._segment: Segment | None = None
         self._layouts: Layouts = {}
         self._lowerings = 0
@@ -42,6 +45,7 @@ class Replay:
         self._lowerings += 1
         before = self._guards()
         try:
+            self._put_parameters_back()
             self._segment = Segment(lower(self._gm, self._layouts))
             if self._lowerings > 1 and self._guards() != before:
                 raise CannotLowerError("the server's layouts need guards that Dynamo has not made")
@@ -49,6 +53,23 @@ class Replay:
             self._segment = None
             self.why_lazy = f"{type(exc).__name__}: {exc}".splitlines()[0]
             log.info("a graph of %d nodes stays lazy: %s", len(self._gm.graph.nodes), self.why_lazy)
+        finally:
+            self._leave_parameters()
+
+    def _put_parameters_back(self) -> None:
+        for name, parameter in self._parameters.items():
+            self._gm._parameters[name] = parameter()
+
+    def _leave_parameters(self) -> None:
+        for name in self._parameters:
+            self._gm._parameters[name] = None
+
+    def _run_lazily(self, args: tuple) -> Any:
+        self._put_parameters_back()
+        try:
+            return self._gm(*args)
+        finally:
+            self._leave_parameters()
 
     def _guards(self) -> int:
         """How many guards the trace's symbolic sizes have."""
@@ -62,11 +83,11 @@ class Replay:
         segment = self._segment
         if segment is not None and segment.holds_constants_of_another_session(args):
             if self._lowerings > _RELOWERINGS:
-                return self._gm(*args)  # sessions that take turns: lowering for each costs more than capture
+                return self._run_lazily(args)  # sessions that take turns: lowering for each costs more than capture
             self.lower()
             segment = self._segment
         if segment is None:
-            return self._gm(*args)
+            return self._run_lazily(args)
         if not segment.fits(args):
             # Not captured lazily from the graph: what the program made of the sizes is written into it.
             raise StaleGraphError(
@@ -94,7 +115,7 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: 
     tensors = [t for t in example_inputs if isinstance(t, Tensor)]
     if not any(_on_device(t) for t in tensors):
         return gm
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *gm.parameters())):
         return gm  # autograd must see each op
     replay = Replay(gm)
     replay.lower()

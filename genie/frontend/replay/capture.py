@@ -96,6 +96,8 @@ class Capture(TorchDispatchMode):
         self.stacks: list[str] = []
         self.stack = ""
         self.constants: list[LazyTensor] = []
+        self.attributes: list[LazyTensor] = []
+        self._fakes: dict[int, FakeTensor] = {}
         self.mutated: set[int] = set()
 
     # -- values ----------------------------------------------------------------------------------
@@ -106,12 +108,19 @@ class Capture(TorchDispatchMode):
         self._n_ext += 1
         self._bind(fake, -self._n_ext)
 
-    def constant(self, value: LazyTensor) -> FakeTensor:
-        fake = fake_of(value, self._mode)
-        self.constants.append(value)
-        self._n_ext += 1
-        self._bind(fake, -self._n_ext)
+    def attribute(self, value: LazyTensor) -> FakeTensor:
+        """A tensor that the graph holds: one external, however often the graph reads it."""
+        fake = self._fakes.get(id(value))
+        if fake is None:
+            fake = self._fakes[id(value)] = fake_of(value, self._mode)
+            self.attributes.append(value)
+            self._n_ext += 1
+            self._bind(fake, -self._n_ext)
         return fake
+
+    def constant(self, value: LazyTensor) -> FakeTensor:
+        self.constants.append(value)
+        return self.attribute(value)
 
     def _bind(self, fake: Tensor, slot: int) -> None:
         self._slots[id(fake)] = slot

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch import nn
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -42,11 +44,18 @@ def install() -> None:
         return None if type(value) is LazyTensor else infer(value)
 
     builder.infer_subclass_type = infer_subclass_type
+    mark_static = builder.VariableBuilder.mark_static_input
+
+    def mark_static_input(self: Any, value: Tensor, guard: bool) -> None:
+        held = getattr(_thread, "replays", False) and type(value) is LazyTensor and isinstance(value, nn.Parameter)
+        mark_static(self, value, guard or held)
+
+    builder.VariableBuilder.mark_static_input = mark_static_input
     mark_as = getattr(builder, "get_automatic_dynamic_shapes_mark_as", None)
     if mark_as is not None:
 
         def duck_sized() -> Any:
-            return DimDynamic.DUCK if getattr(_thread, "duck_sizes", False) else mark_as()
+            return DimDynamic.DUCK if getattr(_thread, "replays", False) else mark_as()
 
         builder.get_automatic_dynamic_shapes_mark_as = duck_sized
         environment: Any = ShapeEnv
@@ -75,14 +84,16 @@ def install() -> None:
 
 
 @contextmanager
-def duck_sizes() -> Iterator[None]:
-    """While Dynamo traces in here, dimensions that change and are equal now get one symbol and a guard
-    that they stay equal: a model's layers all grow alike, and a symbol for each doubles the time to trace."""
-    _thread.duck_sizes = True
+def automatic_replay() -> Iterator[None]:
+    """What Dynamo traces in here is a whole module. Dimensions that change and are equal now get one symbol
+    and a guard that they stay equal: a model's layers all grow alike, and a symbol for each doubles the time
+    to trace. Parameters belong to the graph, with a guard on which object each of them is, instead of being
+    arguments: collecting some hundred of them takes a call longer than all else that it does."""
+    _thread.replays = True
     try:
         yield
     finally:
-        _thread.duck_sizes = False
+        _thread.replays = False
 
 
 def changing_sizes(sources: Iterable[tuple[str, int]]) -> AbstractContextManager[Any]:

@@ -38,10 +38,13 @@ class Lowered:
     entries: list[Entry]
     made: list[list[Geometry]]  # by instruction: its new tensors
     stacks: list[str]
-    #: indices of the graph's arguments that are tensors: the externals, in order; then come ``constants``
+    #: indices of the graph's arguments that are tensors: the externals, in order; then come ``attributes``
     tensors: list[int]
     #: what each of them must look like, None where sizes are symbolic
     expected: list[Spec | None]
+    #: tensors that the graph holds: parameters, and constants that it made
+    attributes: list[LazyTensor]
+    #: those of them that are made wherever the graph is lowered
     constants: list[LazyTensor]
     outputs: list[Output]
     #: externals that the program writes to, by number
@@ -86,6 +89,7 @@ def lower(gm: torch.fx.GraphModule, layouts: Layouts) -> Lowered:
         stacks=capture.stacks,
         tensors=tensors,
         expected=[_fixed_spec(values[i]) for i in tensors],
+        attributes=capture.attributes,
         constants=capture.constants,
         outputs=outputs,
         mutated=sorted(capture.mutated),
@@ -132,7 +136,7 @@ class _Interpreter(torch.fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
         if isinstance(value, LazyTensor):
-            return self._capture.constant(value)
+            return self._capture.attribute(value)
         if isinstance(value, Tensor):
             raise CannotLowerError("the graph holds a CPU tensor")
         return value

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.autograd.graph import increment_version
 
 from genie.frontend import shadows
@@ -52,10 +53,22 @@ class Segment:
         self._evaluate_made: Callable[..., list[int]] | None = None
         self._made_symbolic, self._names = made, names
         self._tensors = lowered.tensors
+        # Parameters live as long as their modules: a graph that outlives one must not keep its values.
+        self._held = [weakref.ref(t) for t in lowered.attributes]
+        self._constants = [t for t in lowered.attributes if not isinstance(t, nn.Parameter)]
+        self._held_specs = [t._spec for t in lowered.attributes]
+        self._held_gids: list[int] = []
+        self._held_by: weakref.ref[Recorder] | None = None  # whose numbers these are
+        lowered.attributes = []
         self._expected = [
             (i, s) for i, s in zip(lowered.tensors, lowered.expected, strict=True) if s is not None
         ]
         self._views_of_arguments = [-o.root - 1 for o in lowered.outputs if o.kind == "slot" and o.root < 0]
+        named = [o.number for o in lowered.outputs if o.kind == "slot"] + [
+            o.root for o in lowered.outputs if o.kind == "slot"
+        ]
+        #: whether a call needs the tensors that the graph holds, and not only their numbers
+        self._needs_all = bool(lowered.mutated) or any(-n > len(lowered.tensors) for n in named)
         self._checked: weakref.WeakSet[Recorder] = weakref.WeakSet()
         self._fixed = self._specs(self._sizes)
 
@@ -81,7 +94,31 @@ class Segment:
                 s.shape != expected.shape or s.stride != expected.stride or s.dtype is not expected.dtype
             ):
                 return False
+        return self._bind_held(args[self._tensors[0]]._h.rec)
+
+    def _bind_held(self, recorder: Recorder) -> bool:
+        """Looks up what the tensors that the graph holds are called now; False if one looks different."""
+        if self._held_by is not None and self._held_by() is recorder:
+            for held, gid in zip(self._held, self._held_gids, strict=True):
+                h = held()._h  # type: ignore[union-attr] # guards see to it that it lives
+                if h.gid != gid or h.rec is not recorder:
+                    break
+            else:
+                return True
+        tensors = self._held_tensors()
+        for t, expected in zip(tensors, self._held_specs, strict=True):
+            s = t._spec
+            if s is not expected and (
+                s.shape != expected.shape or s.stride != expected.stride or s.dtype is not expected.dtype
+            ):
+                return False
+        with recorder.lock:
+            self._held_gids = list(map(recorder.gid_of, tensors))
+        self._held_by = weakref.ref(recorder)
         return True
+
+    def _held_tensors(self) -> list[LazyTensor]:
+        return [held() for held in self._held]  # type: ignore[misc]
 
     def describe(self, instruction: int) -> str | None:
         """The Python lines that Dynamo traced the instruction from, innermost last."""
@@ -115,15 +152,16 @@ class Segment:
     def _run(self, args: tuple) -> tuple:
         lowered = self._lowered
         tensors: list[LazyTensor] = [args[i] for i in self._tensors]
-        if lowered.constants:
-            tensors += lowered.constants
-        recorder = tensors[0]._h.rec
+        recorder, n_given = tensors[0]._h.rec, len(tensors)
         with recorder.lock:
             ext: list[int] = []
             for t in tensors:
                 h = t._h
                 gid = h.gid
                 ext.append(gid if h.rec is recorder and gid != UNRECORDED else recorder.gid_of(t))
+            ext += self._held_gids
+            if self._needs_all:
+                tensors += self._held_tensors()
             values = [args[i] if dim < 0 else args[i].shape[dim] for i, dim in self._sources]
             evaluate = self._evaluate_literals
             literals = self._literals if evaluate is None else evaluate(*values)
@@ -149,7 +187,10 @@ class Segment:
                 fresh=list(range(len(lowered.entries))) if fresh else [],
                 layouts=lowered.layouts,
                 replay=True,
-                concrete=lambda: (self._concrete(values, literals), [t._spec for t in tensors]),
+                concrete=lambda: (
+                    self._concrete(values, literals),
+                    [t._spec for t in tensors[:n_given]] + self._held_specs,
+                ),
                 sizes=values,
             )
             outcome = recorder.submit(program, self)

@@ -1,0 +1,1 @@
+"""Ways to run a template faster than instruction by instruction, with the results of that."""
