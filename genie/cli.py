@@ -12,6 +12,7 @@ from genie.errors import GenieError
 COMMANDS: dict[str, str] = {
     "serve": "genie.server.command",
     "report": "genie.bench.report.command",
+    "results": "genie.bench.results_page.command",
     "gate": "genie.bench.gate.command",
     "gate-power": "genie.bench.gate.calibrate",
     "explain": "genie.bench.explain.command",

@@ -6,8 +6,6 @@ Servers tell them to their clients, and the suite stores them with every result;
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
+from genie import nvml
 from genie.devices import DeviceSlot
 
 
@@ -57,51 +56,31 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpus() -> list[dict[str, str]]:
-    """Name, driver and highest SM clock of each GPU that the driver lists; empty without a driver."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return []
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
+def gpus() -> tuple[list[dict[str, Any]] | None, str]:
+    """Each GPU that the driver lists, as it is now (`genie.nvml.GpuState`, without what a request changes);
+    or None and one line of why."""
+    with nvml.loaded() as (driver, why):
+        if driver is None:
+            return None, why
+        handles = [driver.by_index(index) for index in range(driver.count())]
         found = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            clock = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
-            name = _text(nvml.nvmlDeviceGetName(handle))
-            found.append({"name": name, "driver": driver, "max_sm_mhz": str(clock)})
-        return found
+        for handle in handles:
+            state = msgspec.structs.asdict(driver.state(handle)) if handle is not None else {}
+            found.append({key: value for key, value in state.items() if key not in _OF_A_REQUEST})
+        return found or None, "" if found else "the driver lists no GPU"
+
+
+#: no property of a machine
+_OF_A_REQUEST = ("utilization", "energy_mj")
 
 
 def _driver_and_clock(index: int) -> tuple[str | None, int | None]:
     """Of torch's GPU number ``index``; None where the driver does not tell (a slice has no clock)."""
-    with _nvml() as nvml:
-        if nvml is None:
+    with nvml.loaded() as (driver, _):
+        if driver is None:
             return None, None
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
-        # By UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, but not the driver's.
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
-            return driver, int(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
-        except nvml.NVMLError:
-            return driver, None
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """The driver's library, or None on a host without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+        handle = driver.by_uuid(str(torch.cuda.get_device_properties(index).uuid))
+        if handle is None:
+            return driver.version(), None
+        state = driver.state(handle)
+        return state.driver, state.max_sm_mhz

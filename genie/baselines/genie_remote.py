@@ -6,15 +6,15 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
 import genie
-from genie.baselines.protocol import PlanSummary, Receipt, Reply, Setup, Wire
-from genie.config import POOL_FEATURES
+from genie.baselines.protocol import Metering, PlanSummary, Receipt, Reply, Setup, Wire
+from genie.config import ENGINES, MAX_RUN_AHEAD, POOL_FEATURES
 from genie.errors import SessionClosedError
 from genie.frontend.program import Executor
 from genie.runtime.link import ServerLink
@@ -56,7 +56,9 @@ class _Remote:
         links: list[ServerLink] = []
         try:
             for address in addresses:
-                links.append(open_link(address, self._token, tls_ca=self._tls_ca))
+                link = open_link(address, self._token, tls_ca=self._tls_ca)
+                links.append(link)
+                link.configure(*self._options())
         except BaseException:
             for link in links:
                 link.close()
@@ -84,6 +86,10 @@ class _Remote:
 
     def _replay(self) -> bool:
         return False
+
+    def _options(self) -> tuple[Collection[str], int]:
+        """The servers' engines beside op by op, and how many windows they may run ahead."""
+        return (), 0
 
     def run(self, request: Request) -> Response:
         if self._workload is None or self._model is None or self._session is None:
@@ -128,6 +134,20 @@ class _Remote:
         )
         reply.phases_ms = phases
         return reply
+
+    def _gpu_links(self) -> list[ServerLink]:
+        return [link for link in self._links if link.connection.welcome.device_type == "cuda"]
+
+    def start_meters(self) -> None:
+        # The last request was accounted for, so nothing is on its way, and what is said here is no request's.
+        for link in self._gpu_links():
+            link.read_gpu(start=True)
+
+    def read_meters(self) -> Metering:
+        if not self._gpu_links():
+            return Metering(why="no GPU: the servers run on CPUs")
+        readings = [link.read_gpu() for link in self._gpu_links()]
+        return Metering(tuple(reading.use for reading in readings if reading.use is not None))
 
     def close(self) -> None:
         self._model = self._workload = self._response = None
@@ -185,7 +205,8 @@ class GenieFull(_Remote):
     `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run. ``phases``,
     ``pipelining`` and ``branches``: a window of operations may be spread over the pool, where the scheduler
     expects that to pay; with ``cost_model`` it knows what that depends on, ``costs()``. ``replay``: modules
-    that are called again are not captured anew.
+    that are called again are not captured anew. ``compiled``: the servers run programs with their engines, not
+    only op by op. ``run_ahead``: they run what they foresee before it is asked for.
     """
 
     name = "genie_full"
@@ -227,6 +248,12 @@ class GenieFull(_Remote):
 
     def _replay(self) -> bool:
         return "replay" in self._features
+
+    def _options(self) -> tuple[Collection[str], int]:
+        return (
+            ENGINES if "compiled" in self._features else (),
+            MAX_RUN_AHEAD if "run_ahead" in self._features else 0,
+        )
 
     @property
     def followed(self) -> list[Explained]:

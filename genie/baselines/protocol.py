@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from genie.gpu_meter import GpuUse
 from genie.workloads.protocol import ModelInfo, Request, Response, Workload
 
 
@@ -83,6 +84,25 @@ class Setup:
     setup_ms: dict[str, float]
     model: ModelInfo
     devices: int
+
+
+@dataclass(frozen=True)
+class Metering:
+    """What a request cost the GPUs that it ran on, or one line of ``why`` that is not known."""
+
+    gpus: tuple[GpuUse, ...] = ()
+    why: str = ""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A remote baseline that can ask what the GPUs of its servers were used. Both calls are untimed."""
+
+    def start_meters(self) -> None:
+        """Right before ``run``."""
+
+    def read_meters(self) -> Metering:
+        """After ``account``, whose bytes must not hold this question."""
 
 
 class Baseline(Protocol):

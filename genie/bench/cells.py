@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from genie.bench.options import BASELINES, Options, require_baselines
+from genie.bench.options import ROWS, Options, require_baselines
 from genie.bench.session import OPTIONS, BenchSession, session_of
 from genie.config import IMPLEMENTED_FEATURES
 
@@ -19,6 +19,11 @@ MARKER_HELP = (
 )
 #: cells of the peers come last: the idle processes of their pools would disturb the others
 LATE_STAGES = {"pytorch_rpc": 1, "ray": 2}
+#: why a reference has no cell for a workload
+NO_REFERENCE = {
+    ("local_compiled", "microbenchmark"): "single ops: there is nothing to fuse or to launch together, and "
+    "compiled they call the same library kernels; their reference is local_pytorch"
+}
 NO_CHECKPOINT = "single ops have no checkpoint: the microbenchmark is measured with seeded weights"
 GATED_HELP = "genie_gated: no cell, but measured by `genie gate --against` in each process: has to be short"
 PROFILES = "genie_profiles"
@@ -46,14 +51,17 @@ def make_cells(metafunc: pytest.Metafunc) -> None:
         # Before any fixture: no server starts for a cell that cannot run.
         marks.append(pytest.mark.skip(f"{NO_CHECKPOINT}, not --genie-weights {session.options.weights}"))
     try:
-        rows = rows_of(session.options, own_baselines(metafunc.config, metafunc.definition.ihook))
+        own = own_baselines(metafunc.config, metafunc.definition.ihook)
+        rows = rows_of(session.options, own, session.profile)
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None  # pytest shows it without a traceback
     cells = []
     for params in sets:
         suffix = "".join(f"-{name}{value}" for name, value in params.items())
         for row in rows:
-            cells.append(pytest.param(row, params, id=row + suffix, marks=marks))
+            absent = NO_REFERENCE.get((row, marker.args[0])) if isinstance(marker.args[0], str) else None
+            skip = [pytest.mark.skip(f"{row}: {absent}")] if absent else []
+            cells.append(pytest.param(row, params, id=row + suffix, marks=[*marks, *skip]))
     metafunc.parametrize(("baseline", "workload"), cells, indirect=True)
 
 
@@ -70,7 +78,7 @@ def own_baselines(config: pytest.Config, hook: Any) -> tuple[str, ...]:
             )
         names += added
     for name in names:
-        if name in BASELINES or not str(name).isidentifier():
+        if name in ROWS or not str(name).isidentifier():
             raise pytest.UsageError(
                 f"pytest_genie_baselines: {name!r} is taken or is no name of a fixture: give another one"
             )
@@ -84,10 +92,11 @@ def require_selected(config: pytest.Config) -> None:
         require_baselines(asked, own_baselines(config, config.hook))
 
 
-def rows_of(options: Options, own: Sequence[str] = ()) -> list[str]:
-    """Ids of the rows: the selected baselines, ``genie_full`` without each feature if asked for, ``own``."""
+def rows_of(options: Options, own: Sequence[str] = (), profile: str = "") -> list[str]:
+    """Ids of the rows: the selected baselines and references, ``genie_full`` without each feature if asked
+    for, ``own``."""
     rows = []
-    for baseline in options.baselines:
+    for baseline in options.rows(profile):
         rows.append(baseline)
         if baseline == ABLATABLE and options.ablate_each:
             rows += [f"{baseline}{WITHOUT}{feature}" for feature in IMPLEMENTED_FEATURES]
@@ -174,7 +183,7 @@ def in_run_order(items: list[pytest.Item]) -> list[pytest.Item]:
 
     def place(pair: tuple[pytest.Item, dict[str, Any]]) -> tuple[int, int, int]:
         baseline = pair[1]["baseline"]
-        order = BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+        order = ROWS.index(baseline) if baseline in ROWS else len(ROWS)
         return LATE_STAGES.get(baseline, 0), groups.index(_group(pair[1])), order
 
     ordered = [item for item, _ in sorted(cells, key=place)]

@@ -27,7 +27,7 @@ REMEDY = (
 )
 THIS_RUN = "this run"
 #: what runs in the client's process on its one local device
-LOCAL_BASELINES = ("local_pytorch", "genie_capture_only")
+LOCAL_BASELINES = ("local_pytorch", "local_compiled", "genie_capture_only")
 
 
 def refusal(results: Iterable[tuple[str, Iterable[CellResult]]]) -> str:

@@ -14,6 +14,11 @@ that it names are those that report executed ops.
 A server counts a program as ``stateless`` when it kept none of its results, and as ``replayed`` when it
 was lowered from a compiled graph: with the feature ``replay`` each request of `REPLAYED_FROM` ops or
 more has such programs, without it none has. (Less than that is not worth compiling.)
+
+It counts as ``ahead`` the programs that it had run when they were asked for, and as ``ahead_missed`` those
+before which it had run others in vain: never without ``run_ahead``, and with it in every greedy decoding of
+`FORESEEN_FROM` tokens or more on one server. It counts as ``engine_graph``, ``engine_compiled`` and
+``rewritten`` what its engines did: never without ``compiled``, and with it, on a GPU, in every such decoding.
 """
 
 from __future__ import annotations
@@ -30,7 +35,11 @@ if TYPE_CHECKING:
 #: features that may put the programs of one request on several servers although state stays in place
 SPLITTING = frozenset({"phases", "pipelining", "branches"})
 #: features of the scheduler, as far as the runtime that is measured has them: it may be of another revision
-SCHEDULED = frozenset(feature for feature, needed in NEEDS.items() if needed == "residency")
+SCHEDULED = frozenset(
+    feature
+    for feature, needed in NEEDS.items()
+    if needed == "residency" and feature not in ("compiled", "run_ahead")
+)
 #: features by the built-in policy that each switches on
 POLICY_FEATURES = {
     "colocation": "colocation",
@@ -40,6 +49,13 @@ POLICY_FEATURES = {
 }
 #: ops of a request from which on it must have replayed something where replay is on
 REPLAYED_FROM = 64
+#: tokens of a decoding from which on its steps must have been foreseen, and found worth an engine
+FORESEEN_FROM = 16
+#: what a server counts only with a feature, by feature
+COUNTED = {
+    "run_ahead": ("ahead", "ahead_missed"),
+    "compiled": ("engine_graph", "engine_compiled", "rewritten"),
+}
 
 
 def require_ablatable(ablated: Collection[str], servers: int) -> None:
@@ -60,9 +76,16 @@ def is_stateless(baseline: str, features: Collection[str], servers: int) -> bool
 
 
 def check_features(
-    replies: Sequence[Reply], *, baseline: str, features: Collection[str], servers: int, where: str
+    replies: Sequence[Reply],
+    *,
+    baseline: str,
+    features: Collection[str],
+    servers: int,
+    where: str,
+    greedy: bool = False,
 ) -> None:
-    """Raises ReceiptError when the receipts of a Genie cell contradict the features it claims."""
+    """Raises ReceiptError when the receipts of a Genie cell contradict the features it claims.
+    ``greedy``: the requests are greedy decodings."""
     if baseline == "genie_no_semantics":
         features = frozenset()
     elif baseline != "genie_full":
@@ -84,6 +107,7 @@ def check_features(
                     f"of {receipt.programs} programs as stateless: residency was not really off"
                 )
         _check_replay(reply, "replay" in features, where, claim)
+        _check_counted(reply, features, where, claim, greedy)
         _check_plans(reply, features, where, claim)
         pids = {receipt.pid for receipt in reply.receipts if receipt.ops}
         if colocated and len(pids) > 1 and not SPLITTING & set(features):
@@ -120,6 +144,25 @@ def _check_plans(reply: Reply, features: Collection[str], where: str, claim: str
             f"{where}: {claim} the plans name the servers with pids {sorted(planned)}, but ops were executed "
             f"by {sorted(worked)}: the plans were not followed"
         )
+
+
+def _check_counted(reply: Reply, features: Collection[str], where: str, claim: str, greedy: bool) -> None:
+    worked = [receipt for receipt in reply.receipts if receipt.ops]
+    steady = greedy and len(worked) == 1 and len(reply.response.token_s) >= FORESEEN_FROM
+    for feature, counters in COUNTED.items():
+        counted = {name: r.counters[name] for r in reply.receipts for name in counters if name in r.counters}
+        if counted and feature not in features:
+            raise ReceiptError(
+                f"{where}: {claim} no server counts {' or '.join(counters)}, but they count {counted}: "
+                f"{feature} was not really off"
+            )
+        must = steady and (feature == "run_ahead" or worked[0].device.startswith("cuda"))
+        if feature in features and must and not set(counted) - {"ahead_missed"}:
+            raise ReceiptError(
+                f"{where}: {claim} {len(reply.response.token_s)} tokens were decoded, but no server counts "
+                f"{' or '.join(c for c in counters if c != 'ahead_missed')}: {feature} was not really on. "
+                f"Its log may say why; measure it with --genie-ablate {feature}"
+            )
 
 
 def _check_replay(reply: Reply, on: bool, where: str, claim: str) -> None:

@@ -3,11 +3,14 @@
 Every cell stores one (``extra_info["fingerprint"]``), plain JSON:
 
     client   {cpu_model, cores, machine, python, libraries}         the host that measures
+    gpus     [{name, uuid, driver, sm_mhz, memory_mhz, power_limit_w, slowed_by, ...}, ...]   of this host,
+             as they were when the cell began; None without any, and ``gpus_why`` says why
     devices  [{type, model, cores, torch, host_cpu, driver, max_sm_mhz}, ...]   what the cell may use:
              one for a local baseline, the whole pool for a remote one; told by the servers
              themselves where they were not started by the run
 
-Host names, kernels' builds and this project's own version are not part of it: they may change
+``gpus`` is told and never compared: clocks and temperatures are not the same twice. Host names, kernels'
+builds and this project's own version are not part of it: they may change
 between two results that are comparable.
 """
 
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from genie.bench.machine import host_facts
+from genie.device_facts import gpus
 
 if TYPE_CHECKING:
     from genie.bench.results import CellResult
@@ -27,13 +31,21 @@ if TYPE_CHECKING:
 
 #: keys of ``extra_info`` beside the fingerprint that decide whether two results are of the same work
 SAME_WORK = ("workload", "profile", "params", "weights", "model", "ablated")
+#: keys of the fingerprint that are for people: they may differ between results that are comparable
+VARYING = ("gpus", "gpus_why")
 COUNT = " (count)"
 SHA256_DIGITS = 64
 
 
 def fingerprint(devices: Sequence[DeviceFacts]) -> dict[str, Any]:
     """Of a cell that is measured on this host and may use ``devices``."""
-    return {"client": host_facts(), "devices": [msgspec.structs.asdict(device) for device in devices]}
+    found, why = gpus() if any(device.type == "cuda" for device in devices) else (None, "no GPU is used")
+    return {
+        "client": host_facts(),
+        "devices": [msgspec.structs.asdict(device) for device in devices],
+        "gpus": found,
+        "gpus_why": why or None,
+    }
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -67,7 +79,11 @@ def neighbour_differences(one: CellResult, other: CellResult) -> list[str]:
 
 
 def _of(cell: CellResult, keys: Sequence[str]) -> dict[str, Any]:
-    return {key: cell.info.get(key) for key in keys}
+    found = {key: cell.info.get(key) for key in keys}
+    if "fingerprint" in found:
+        stored = found["fingerprint"] or {}
+        found["fingerprint"] = {key: value for key, value in stored.items() if key not in VARYING}
+    return found
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

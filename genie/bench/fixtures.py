@@ -143,6 +143,17 @@ def local_pytorch(genie_session: BenchSession) -> Iterator[Baseline]:
 
 
 @pytest.fixture
+def local_compiled(genie_session: BenchSession) -> Iterator[Baseline]:
+    """Reference: the best local idiom (static cache, torch.compile, CUDA graphs)."""
+    with _skipped_where_unavailable("local_compiled"):
+        from genie.baselines.local_compiled import LocalCompiled
+
+        compiled = LocalCompiled(genie_session.local_slot)
+    with closing(compiled) as baseline:
+        yield baseline
+
+
+@pytest.fixture
 def genie_capture_only(genie_session: BenchSession) -> Iterator[Baseline]:
     """Capture, graph and annotation, executed in this process."""
     from genie.baselines.genie_capture_only import GenieCaptureOnly
@@ -254,6 +265,7 @@ def measure(
         llm = info["llm"] if stats else None
         if stats:
             genie_session.most_devices = max(genie_session.most_devices, info["devices"])
+            genie_session.timed_dtypes.add(info["model"]["dtype"])
         row |= {
             "workload": workload.name,
             "params": dict(workload.params),

@@ -16,12 +16,14 @@ LIBRARIES = (*COMPARED_LIBRARIES, "pytest-benchmark", "genie-bench")
 
 def machine_facts(slots: list[DeviceSlot]) -> dict[str, Any]:
     """For pytest-benchmark's ``machine_info["genie"]``; plain JSON values only."""
+    listed, why = gpus()
     return {
         "cpu_model": cpu_model(),
         "cores": list(available_cores()),
         "cores_per_device": cores_per_device(),
         "slots": [{"type": slot.type, "index": slot.index, "cores": list(slot.cores)} for slot in slots],
-        "gpus": gpus(),
+        "gpus": listed,
+        "gpus_why": why or None,
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 

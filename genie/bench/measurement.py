@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import genie
-from genie.baselines.protocol import Baseline
+from genie.baselines.protocol import Baseline, Metered, Metering
 from genie.bench import clock, heap, progress, watchdog
 from genie.bench.features import check_features, is_stateless
 from genie.bench.kernel_bytes import check_kernel_bytes, moved, sockets_of
@@ -39,8 +39,10 @@ from genie.bench.reference import as_returned, response_bytes
 from genie.bench.session import BenchSession, LocalTimes, cell_group
 from genie.config import FEATURES, IMPLEMENTED_FEATURES
 from genie.errors import MeasurementError, ServerLostError, VerificationError
+from genie.gpu_meter import GpuMeter
 from genie.workloads.protocol import Workload
 
+NOT_ASKED = "this baseline's processes are not asked"
 #: requests before the timed ones count from here, so that the two can never share an index
 WARM_UP_INDEX = 1_000_000
 #: the request that is traced, after the timed ones
@@ -74,6 +76,7 @@ class Cell:
             fingerprint=session.fingerprint(baseline.name, baseline.remote),
         )
         self._local_cuda = slot.type == "cuda" and not baseline.remote
+        self._meter = None if baseline.remote else GpuMeter(slot.torch_device)
         self._sockets = sockets_of(baseline.name, baseline.remote, session.pool)
         self._watchdog = watchdog.Watchdog(self._where)
 
@@ -165,6 +168,7 @@ class Cell:
         request = self._workload.request(index, case)
         if self._local_cuda:
             torch.cuda.synchronize()
+        self._start_meters()
         sockets = self._sockets
         before = sockets.read() if sockets else {}
         with self._limit(watchdog.REQUEST_S, f"request {index}"):
@@ -178,10 +182,28 @@ class Cell:
             kernel = moved(before, sockets.read(), self._where) if sockets else None
             returned = as_returned(response)
             reply = self._baseline.account()
+            gpu = self._read_meters()
         if reply.response is not response:
             raise MeasurementError(f"{self._where}: account() describes another response than run() returned")
         reply.response = returned
-        return Timed(number, index, case, seconds, cpu, reply, response_bytes(returned), kernel=kernel)
+        return Timed(
+            number, index, case, seconds, cpu, reply, response_bytes(returned), kernel=kernel, gpu=gpu
+        )
+
+    def _start_meters(self) -> None:
+        if self._meter is not None:
+            self._meter.start()
+        elif isinstance(self._baseline, Metered):
+            with self._limit(watchdog.REQUEST_S, "reading the GPUs"):
+                self._baseline.start_meters()
+
+    def _read_meters(self) -> Metering:
+        if self._meter is not None:
+            use = self._meter.read()
+            return Metering(why=self._meter.why) if use is None else Metering((use,))
+        return (
+            self._baseline.read_meters() if isinstance(self._baseline, Metered) else Metering(why=NOT_ASKED)
+        )
 
     def _limit(self, seconds: float, doing: str) -> AbstractContextManager[None]:
         return self._watchdog.limit(seconds, doing) if self._baseline.remote else nullcontext()
@@ -217,6 +239,7 @@ class Cell:
                 features=self.record.features,
                 servers=servers,
                 where=self._where,
+                greedy=self._workload.name == "llm_decode",
             )
         stateless = is_stateless(self.record.baseline, self.record.features, servers)
         for timed in self.record.timed:

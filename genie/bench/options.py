@@ -26,11 +26,18 @@ BASELINES = (
     "pytorch_rpc",
     "ray",
 )
+#: rows beside the seven, for comparison: they run where they are asked for by name, and in these profiles
+REFERENCES = {"local_compiled": ("gpu",)}
+#: built-in rows in the order of every table: a reference stands below what it is an alternative to
+ROWS = (BASELINES[0], *REFERENCES, *BASELINES[1:])
 PROFILES = ("smoke", "cpu", "gpu")
 DEVICES = ("auto", "cpu", "cuda")
 TOKEN_VARIABLE = "GENIE_TOKEN"
 ABLATE_EACH = "all"
-BASELINES_HELP = f"run only these of: {', '.join(BASELINES)}, and of what pytest_genie_baselines adds"
+BASELINES_HELP = (
+    f"run only these of: {', '.join(ROWS)}, and of what pytest_genie_baselines adds (default: all; "
+    f"{', '.join(REFERENCES)} only in the gpu profile)"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Options:
     trace: Path | None = None
     #: asked for by name, of those that pytest_genie_baselines adds; None: all of them
     own_baselines: tuple[str, ...] | None = None
+    #: reference rows asked for by name; None: those of the profile
+    references: tuple[str, ...] | None = None
     #: who starts the servers, where no addresses are given
     launch: Launch = field(default_factory=Launch)
     #: of the servers at ``addresses``, where a pool file tells them
@@ -63,6 +72,14 @@ class Options:
     def features(self) -> frozenset[str]:
         """Features that ``genie_full`` runs with."""
         return features_without(self.ablate)
+
+    def rows(self, profile: str) -> tuple[str, ...]:
+        """The built-in baselines and references to run at ``profile``, in the order of the tables."""
+        if self.references is None:
+            references = tuple(name for name, profiles in REFERENCES.items() if profile in profiles)
+        else:
+            references = self.references
+        return tuple(name for name in ROWS if name in self.baselines or name in references)
 
 
 def features_without(ablated: Collection[str]) -> frozenset[str]:
@@ -115,7 +132,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--genie-no-ceiling",
         action="store_true",
-        help="do not measure at the end what several devices reach at most here (seconds)",
+        help="do not measure at the end what one device and several reach at most here (seconds)",
     )
     group.addoption(
         "--genie-trace",
@@ -149,7 +166,7 @@ def read_options(
     if device == "cuda":
         # Ray's servers have the GPUs of other hosts; this one has the local baselines'.
         _require_gpus(servers if config.getoption("genie_launcher") != "ray" else 1)
-    baselines, own_baselines = _baselines(config.getoption("genie_baselines"))
+    baselines, references, own_baselines = _baselines(config.getoption("genie_baselines"))
     if own is not None:
         require_baselines(own_baselines or (), own)
     return Options(
@@ -161,6 +178,7 @@ def read_options(
         weights=_weights(config.getoption("genie_weights")),
         baselines=baselines,
         own_baselines=own_baselines,
+        references=references,
         rounds=read_rounds(config.getoption("genie_rounds")),
         ablate=frozenset() if ablate == ABLATE_EACH else _ablated(ablate),
         ablate_each=ablate == ABLATE_EACH,
@@ -206,21 +224,25 @@ def require_baselines(asked: Collection[str], own: Collection[str]) -> None:
     if unknown:
         raise pytest.UsageError(
             f"--genie-baselines: unknown baseline {', '.join(unknown)}; "
-            f"choose from {', '.join([*BASELINES, *own])}, or name yours in the hook pytest_genie_baselines"
+            f"choose from {', '.join([*ROWS, *own])}, or name yours in the hook pytest_genie_baselines"
         )
 
 
-def _baselines(value: str | None) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The built-in ones in the table's order, and the names of others; None for all others."""
+def _baselines(
+    value: str | None,
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
+    """The built-in ones in the table's order, the references, and the names of others; None where nothing
+    was asked for: the references of the profile, and all others."""
     if value is None:
-        return BASELINES, None
+        return BASELINES, None, None
     names = _listed(value)
     if not names:
         raise pytest.UsageError(
-            f"--genie-baselines: unknown baseline {value!r}; choose from {', '.join(BASELINES)}"
+            f"--genie-baselines: unknown baseline {value!r}; choose from {', '.join(ROWS)}"
         )
-    others = tuple(dict.fromkeys(name for name in names if name not in BASELINES))
-    return tuple(name for name in BASELINES if name in names), others
+    others = tuple(dict.fromkeys(name for name in names if name not in ROWS))
+    built_in = tuple(name for name in BASELINES if name in names)
+    return built_in, tuple(name for name in REFERENCES if name in names), others
 
 
 def _ablated(value: str | None) -> frozenset[str]:

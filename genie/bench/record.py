@@ -1,4 +1,4 @@
-"""From the timed requests of a cell to the stable keys of its ``extra_info`` (schema version 2)."""
+"""From the timed requests of a cell to the stable keys of its ``extra_info`` (schema version 3)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from statistics import median, median_low
 from typing import Any
 
-from genie.baselines.protocol import PlanSummary, Receipt, Reply, Setup
+from genie.baselines.protocol import Metering, PlanSummary, Receipt, Reply, Setup
 from genie.bench.kernel_bytes import SocketBytes
 from genie.bench.schema import SCHEMA_VERSION
+from genie.gpu_meter import GpuUse
 from genie.workloads.protocol import Response, Verification
 
 
@@ -31,6 +32,7 @@ class Timed:
     verdict: Verification | None = None
     #: what this process's sockets carried meanwhile, read by the harness; None where others hold them
     kernel: SocketBytes | None = None
+    gpu: Metering = field(default_factory=Metering)
 
     def drop_outputs(self) -> None:
         """Let go of the tensors, keep the token marks."""
@@ -106,6 +108,7 @@ class CellRecord:
                 "client": self._median(lambda timed: timed.client_cpu_s),
                 "server": self._median(lambda timed: timed.reply.server_cpu_s),
             },
+            **self._gpu(),
             "client_cores": list(self.client_cores),
             "rounds": len(self.rounds()),
             "warmup": self.warmups,
@@ -209,6 +212,23 @@ class CellRecord:
             "observed_at": marked[0].reply.tokens_observed_at,
         }
 
+    def _gpu(self) -> dict[str, Any]:
+        """``gpu``: by GPU, over the timed requests; None where there is none or it was not asked, and
+        ``gpu_why`` says so. Peaks are the highest of any request. The driver's energy counter is coarser than
+        a short request, so the energy is the mean over all of them; a round of cases counts as one."""
+        found: dict[str | None, list[GpuUse]] = {}
+        for timed in self.timed:
+            for use in timed.gpu.gpus:
+                found.setdefault(use.uuid, []).append(use)
+        if not found:
+            return {"gpu": None, "gpu_why": next((t.gpu.why for t in self.timed if t.gpu.why), "not asked")}
+        rounds = len(self.rounds())
+        whys = dict.fromkeys(use.why for uses in found.values() for use in uses if use.why)
+        return {
+            "gpu": [{"uuid": uuid, **_gpu_of(uses, rounds)} for uuid, uses in found.items()],
+            "gpu_why": next(iter(whys), None),
+        }
+
     def _cases(self) -> dict[str, dict[str, Any]] | None:
         medians = self.case_medians()
         if set(medians) == {""}:
@@ -227,6 +247,28 @@ class CellRecord:
 
 def _pids(plans: Sequence[PlanSummary]) -> set[int]:
     return {pid for plan in plans for pid in plan.pids}
+
+
+def _gpu_of(uses: Sequence[GpuUse], rounds: int) -> dict[str, Any]:
+    last = uses[-1]
+    energy = _sum_known([use.energy_mj for use in uses])
+    busy = [use.utilization for use in uses if use.utilization is not None]
+    slowed = [use.slowed_by for use in uses if use.slowed_by is not None]
+    return {
+        "peak_allocated": _most([use.peak_allocated for use in uses]),
+        "peak_reserved": _most([use.peak_reserved for use in uses]),
+        "energy_mj": None if energy is None else energy / rounds,
+        "energy_s": sum(use.seconds for use in uses) / rounds,
+        "utilization": median(busy) if busy else None,
+        "sm_mhz": last.sm_mhz,
+        "memory_mhz": last.memory_mhz,
+        "power_limit_w": last.power_limit_w,
+        "slowed_by": sorted({reason for one in slowed for reason in one}) if slowed else None,
+    }
+
+
+def _most(values: Sequence[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _mean_gap(marks: Sequence[float]) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genie.bench.schema import SCHEMA_VERSION
+from genie.bench.schema import OLDEST_READABLE, SCHEMA_VERSION
 from genie.errors import ResultError
 
 #: pytest-benchmark's word for a run outside a repository
@@ -58,6 +58,8 @@ class Result:
     when: str
     machine: Mapping[str, Any]
     ceiling: Mapping[str, Any] | None
+    #: what one device reaches at most, by dtype (genie.bench.limits)
+    limits: tuple[Mapping[str, Any], ...]
     cells: Mapping[str, CellResult]
 
 
@@ -105,6 +107,7 @@ def parse_result(raw: Any, path: Path) -> Result:
         when=raw.get("datetime") or "",
         machine=raw.get("machine_info") or {},
         ceiling=genie.get("ceiling"),
+        limits=tuple(genie.get("limits") or ()),
         cells=cells,
     )
 
@@ -122,9 +125,10 @@ def _cell(bench: Any, path: Path) -> CellResult | None:
         return None
     name = bench.get("fullname") or bench.get("name")
     version = info.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in range(OLDEST_READABLE, SCHEMA_VERSION + 1):
         raise ResultError(
-            f"{path}: {name} has schema version {version}, this suite reads {SCHEMA_VERSION}: "
+            f"{path}: {name} has schema version {version}, this suite reads {OLDEST_READABLE} to "
+            f"{SCHEMA_VERSION}: "
             "run the suite again, or read the file with the version that wrote it"
         )
     try:

@@ -64,6 +64,9 @@ class BenchSession:
         self.most_devices = 1
         #: what that many devices reach at best, once it was measured (see genie.bench.ceiling)
         self.ceiling: dict[str, Any] | None = None
+        #: what models of timed cells computed in, and what the local device reaches in each at most
+        self.timed_dtypes: set[str] = set()
+        self.limits: list[dict[str, Any]] = []
         self._workloads: dict[str, Workload] = {}
         self._references: dict[str, Reference] = {}
 
@@ -166,6 +169,24 @@ class BenchSession:
         except MeasurementError as error:
             # The cells are measured and valid without it: the summary and the file say that it is missing.
             self.ceiling = {"devices": self.most_devices, "error": str(error)}
+
+    def measure_limits(self) -> None:
+        """Once, after timed cells; at the sizes of tests a request's least time says nothing."""
+        if self.limits or not self.timed_dtypes or not self.options.ceiling or self.profile == "smoke":
+            return
+        import torch
+
+        from genie.bench.limits import measure_limits
+        from genie.bench.placement import placed
+
+        slot = self.local_slot
+        with placed(slot.cores):
+            for dtype in sorted(self.timed_dtypes):
+                try:
+                    self.limits.append(measure_limits(slot, dtype))
+                except torch.OutOfMemoryError as error:
+                    # The cells are valid without it: the file says that it is missing.
+                    self.limits.append({"dtype": dtype, "error": str(error)})
 
     def close(self) -> None:
         self._references.clear()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from genie.bench.ceiling import ceiling_line
-from genie.bench.options import BASELINES
+from genie.bench.options import ROWS
 from genie.config import FEATURES
 
 COLUMNS = (
@@ -110,7 +110,7 @@ def _keep_first_failure(rows: dict[str, dict[str, Any]], nodeid: str, row: dict[
 def _rank(row: dict[str, Any]) -> tuple[int, list[int]]:
     """The seven as in the schema, each before its rows without a feature; then those of the user."""
     baseline = row["baseline"]
-    place = BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+    place = ROWS.index(baseline) if baseline in ROWS else len(ROWS)
     return place, [FEATURES.index(feature) for feature in row["ablated"]]
 
 

@@ -55,6 +55,7 @@ def checks() -> list[Check]:
         Check("transformers", libraries.check_transformers, install, ("torch",)),
         Check("libraries", libraries.check_others, install),
         Check("device", device.check_device, install, ("torch", "pynvml")),
+        Check("nvml", device.check_nvml, install, ("torch", "pynvml")),
         Check("gpu-clocks", device.check_gpu_clocks, install, ("pynvml",)),
         Check("pinning", cores.check_pinning, sandbox),
         Check("quota", cores.check_quota, sandbox),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from genie import nvml
 from genie.doctor.findings import Finding, Request, not_applicable, ok, warning
 from genie.doctor.needs import GPU_BYTES, profile_of
 
-#: of NVML's clocks event reasons: clocks below what the GPU was asked for, because it must
-SLOWED_BY = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal (software)",
-             0x40: "thermal (hardware)", 0x80: "power brake"}  # fmt: skip
+NO_NVML = (
+    "results are valid without it, but their `gpu` lacks energy, utilisation or clocks: use a whole GPU "
+    "(a slice tells less), and let the container reach the driver's libnvidia-ml.so.1"
+)
 
 
 def check_device(request: Request) -> Iterator[Finding]:
@@ -41,19 +42,42 @@ def check_device(request: Request) -> Iterator[Finding]:
         yield ok("device", f"{found}, so the suite starts {min(2, cores // size)} servers")
 
 
-def check_gpu_clocks(request: Request) -> Iterator[Finding]:
-    import pynvml
+def check_nvml(request: Request) -> Iterator[Finding]:
+    """Whether the suite can record what a request costs a GPU beside its time."""
+    import torch
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield not_applicable("GPU clocks", f"no NVIDIA driver answers ({error})")
-        return
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            yield _clocks(pynvml, index)
-    finally:
-        pynvml.nvmlShutdown()
+    with nvml.loaded() as (driver, why):
+        if driver is None:
+            if not torch.cuda.is_available():
+                yield not_applicable("NVML", why)
+            else:
+                yield warning("NVML", why, NO_NVML)
+            return
+        if not torch.cuda.is_available():
+            yield not_applicable("NVML", f"it answers, driver {driver.version()}, but torch uses no GPU")
+            return
+        for index in range(torch.cuda.device_count()):
+            handle = driver.by_uuid(str(torch.cuda.get_device_properties(index).uuid))
+            if handle is None:
+                yield warning(f"NVML cuda:{index}", f"it does not find torch's GPU ({driver.why})", NO_NVML)
+                continue
+            state = driver.state(handle)
+            told = [name for name in ("energy_mj", "utilization", "sm_mhz", "memory_mhz", "power_limit_w")
+                    if getattr(state, name) is not None]  # fmt: skip
+            found = f"{state.uuid} tells {', '.join(told) or 'nothing'}; driver {state.driver}"
+            if state.why:
+                yield warning(f"NVML cuda:{index}", f"{found}; refused: {state.why}", NO_NVML)
+            else:
+                yield ok(f"NVML cuda:{index}", found)
+
+
+def check_gpu_clocks(request: Request) -> Iterator[Finding]:
+    with nvml.loaded() as (driver, why):
+        if driver is None:
+            yield not_applicable("GPU clocks", f"no NVIDIA driver answers ({why})")
+            return
+        for index in range(driver.count()):
+            yield _clocks(driver, index)
 
 
 def _gpu(index: int, profile: str) -> Finding:
@@ -76,34 +100,21 @@ def _gpu(index: int, profile: str) -> Finding:
 
 
 def _driver_gpus() -> int:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        return int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
+    with nvml.loaded() as (driver, _):
+        return 0 if driver is None else driver.count()
 
 
-def _clocks(nvml: Any, index: int) -> Finding:
+def _clocks(driver: nvml.Driver, index: int) -> Finding:
     name = f"GPU {index} clocks"
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        now = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
-        most = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        driver = nvml.nvmlSystemGetDriverVersion()
-    except nvml.NVMLError as error:
-        return not_applicable(name, f"the driver does not tell ({error})")
-    found = f"SM {now} MHz, at most {most} MHz; driver {driver}"
-    slowed = [text for bit, text in SLOWED_BY.items() if reasons & bit]
-    if slowed:
+    handle = driver.by_index(index)
+    state = nvml.GpuState(why=driver.why) if handle is None else driver.state(handle)
+    if state.sm_mhz is None or state.slowed_by is None:
+        return not_applicable(name, f"the driver does not tell ({state.why})")
+    found = f"SM {state.sm_mhz} MHz, at most {state.max_sm_mhz} MHz; driver {state.driver}"
+    if state.slowed_by:
         return warning(
             name,
-            f"{found}; slowed by: {', '.join(slowed)}",
+            f"{found}; slowed by: {', '.join(state.slowed_by)}",
             "let it cool down or raise its power limit, or lock its clocks lower (nvidia-smi "
             "--lock-gpu-clocks) so that they are the same in every run",
         )

@@ -7,7 +7,8 @@ from genie.bench.options import read_options
 from genie.config import IMPLEMENTED_FEATURES, POOL_FEATURES
 
 #: what cannot work without a feature
-LOST = {"colocation": ("residency", *POOL_FEATURES), "residency": POOL_FEATURES}
+WITH_STATE = (*POOL_FEATURES, "compiled", "run_ahead")
+LOST = {"colocation": ("residency", *WITH_STATE), "residency": WITH_STATE}
 #: the cells of a run that ablates each: (ablated, features)
 ROWS = {
     "test_stateful[local_pytorch]": ([], []),

@@ -165,7 +165,7 @@ def test_grouping_by_something_else_is_refused_as_well(store):
 
 def test_results_of_another_schema_version_are_refused_with_a_remedy(store):
     message = refused(flat(store, "a.json", schema_version=1))
-    assert "has schema version 1, this suite reads 2: run the suite again" in message
+    assert "has schema version 1, this suite reads 2 to 3: run the suite again" in message
 
 
 def test_rows_are_named_by_what_was_switched_off_and_links_by_whose_they_are(store):

@@ -28,8 +28,23 @@ def test_baselines_keep_the_order_of_the_table(pytester):
     assert options(pytester, "--genie-baselines", "ray,local_pytorch").baselines == ("local_pytorch", "ray")
 
 
+def test_a_reference_runs_where_it_is_asked_for_and_in_the_gpu_profile(pytester):
+    assert options(pytester).rows("cpu") == BASELINES
+    assert options(pytester).rows("gpu")[:2] == ("local_pytorch", "local_compiled")
+    asked = options(pytester, "--genie-baselines", "ray,local_compiled")
+    assert asked.rows("smoke") == asked.rows("gpu") == ("local_compiled", "ray")
+    assert options(pytester, "--genie-baselines", "ray").rows("gpu") == ("ray",)
+
+
 def test_an_ablated_feature_is_off(pytester):
     assert options(pytester, "--genie-ablate", "colocation").features == {"replay"}
+
+
+def test_a_feature_that_a_revision_lacks_cannot_be_ablated(pytester, monkeypatch):
+    older = tuple(name for name in IMPLEMENTED_FEATURES if name != "compiled")
+    monkeypatch.setattr("genie.bench.options.IMPLEMENTED_FEATURES", older)
+    with pytest.raises(pytest.UsageError, match="compiled is not implemented yet"):
+        options(pytester, "--genie-ablate", "compiled")
 
 
 def test_addresses_come_with_the_token_of_the_environment(pytester):
@@ -44,7 +59,6 @@ def test_addresses_come_with_the_token_of_the_environment(pytester):
         (["--genie-device", "tpu"], "choose one of auto, cpu, cuda"),
         (["--genie-baselines", "local_pytorch,rai"], "unknown baseline rai; choose from local_pytorch"),
         (["--genie-ablate", "caching"], "unknown feature caching; choose from residency, colocation"),
-        (["--genie-ablate", "compiled"], "compiled is not implemented yet"),
         (["--genie-servers", "0"], "not a whole number"),
         (["--genie-rounds", "many"], "not a whole number"),
         (["--genie-weights", "no/such/folder"], "nor a directory"),

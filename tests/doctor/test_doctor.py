@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from genie.cli import main
 from genie.doctor import canary, cgroups, clocks, cores, libraries, memory, network, tools
@@ -75,6 +76,13 @@ def test_device_genie_is_run_here_and_on_a_server_that_refuses_a_wrong_token(who
     assert here["status"] == there["status"] == refused["status"] == OK
     assert "of a server at 127.0.0.1:" in there["found"]
     assert refused["found"] == "a wrong token is refused"
+
+
+def test_whether_a_driver_tells_of_gpus_is_said(whole_run):
+    nvml = [check for check in whole_run[1]["checks"] if check["name"].startswith("NVML")]
+    assert nvml
+    if not torch.cuda.is_available():
+        assert {check["status"] for check in nvml} == {NOT_APPLICABLE}
 
 
 def test_the_libraries_of_this_environment_are_well(whole_run):

@@ -22,16 +22,18 @@ from genie.errors import CannotCompareError
 
 #: What measures, taken from the new side for both: the harness and its cells, what a workload is, the
 #: baselines and the processes of the peers, how a pool is started, the errors that these raise (the tree of
-#: errors only grows, so an older runtime finds its own in it), the facts of fingerprints, and the display of
-#: uploads. Everything else under genie/ is what is measured and stays the revision's own, with what it needs
-#: to describe itself: features (config.py), devices and their cores (devices.py; a difference shows in the
-#: fingerprints), the command that starts a server (cli.py).
+#: errors only grows, so an older runtime finds its own in it), the facts of fingerprints and what GPUs are
+#: asked, and the display of uploads. Everything else under genie/ is what is measured and stays the
+#: revision's own, with what it needs to describe itself: features (config.py), devices and their cores
+#: (devices.py; a difference shows in the fingerprints), the command that starts a server (cli.py).
 HARNESS = (
     "genie/bench",
     "genie/baselines",
     "genie/workloads",
     "genie/errors.py",
     "genie/device_facts.py",
+    "genie/nvml.py",
+    "genie/gpu_meter.py",
     "genie/launch",
     "genie/runtime/child_process.py",
     "genie/runtime/progress.py",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from genie.bench.gate.process import ended_by_sigterm
-from genie.bench.options import ABLATE_EACH, BASELINES
+from genie.bench.options import ABLATE_EACH, ROWS
 from genie.bench.results import Result, load_result
 from genie.errors import CannotCompareError
 
@@ -56,7 +56,7 @@ def suite_arguments(stored: Result, cells: Collection[str] | None) -> list[str]:
         *(cells if cells is not None else _folders(stored)),
         "--benchmark-only",
         "--genie-profile", infos[0]["profile"],
-        "--genie-baselines", ",".join(name for name in BASELINES if name in names),
+        "--genie-baselines", ",".join(name for name in ROWS if name in names),
         "--genie-rounds", str(rounds),
         "--genie-weights", "pretrained" if "pretrained" in sources else "seeded",
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +18,7 @@ BESIDE = ("link", "client_cost")
 PHASES = ("capture", "plan", "send", "remote", "fetch")
 #: of a link benchmark, beside a raw socket
 LINK_FIGURES = ("raw_median_s", "time_ratio", "bytes_per_s", "raw_bytes_per_s")
-SETUP = ("load", "upload", "capture", "warm")
+SETUP = ("load", "upload", "compile", "capture", "warm")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,18 @@ class Prediction:
     predicted_ms: float
     measured_ms: float
     held_out: bool
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What a request cost the GPUs that it ran on: the largest peak in bytes, the energy of all in joules,
+    the busiest one's utilisation in percent, and what slowed any of them down."""
+
+    peak_bytes: int | None
+    energy_j: float | None
+    utilization: float | None
+    sm_mhz: int | None
+    slowed_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,9 @@ class Facts:
     predictions: tuple[Prediction, ...] = ()
     cost_mape: float | None = None  # percent, of the held-out cases
     cost_spearman: float | None = None
+    gpus: Gpus | None = None
+    #: of the last request, summed over its receipts
+    counters: Mapping[str, int] = field(default_factory=dict)
     cost_clock: str = ""  # "cpu": measured times are CPU-seconds of the server; "wall"
 
     @property
@@ -157,6 +172,8 @@ def read_facts(cell: CellResult, path: Path) -> Facts:
             predictions=_predictions(info.get("cases")),
             cost_mape=_number((info.get("cost_model") or {}).get("mape")),
             cost_spearman=_number((info.get("cost_model") or {}).get("spearman")),
+            gpus=_gpus(info.get("gpu")),
+            counters=_counters(info.get("receipts")),
             cost_clock=str((info.get("cost_model") or {}).get("clock") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -174,6 +191,30 @@ def _predictions(cases: Any) -> tuple[Prediction, ...]:
             predicted, measured = _positive(case["predicted_ms"]), _positive(time)
             found.append(Prediction(str(name), predicted, measured, case.get("held_out") is True))
     return tuple(found)
+
+
+def _gpus(stored: Any) -> Gpus | None:
+    if not stored:
+        return None
+    peaks = [_whole(gpu.get("peak_allocated")) for gpu in stored]
+    energies = [_number(gpu.get("energy_mj")) for gpu in stored]
+    busy = [value for gpu in stored if (value := _number(gpu.get("utilization"))) is not None]
+    clocks = [value for gpu in stored if (value := _whole(gpu.get("sm_mhz"))) is not None]
+    return Gpus(
+        max((peak for peak in peaks if peak is not None), default=None),
+        None if None in energies else sum(value or 0.0 for value in energies) / 1e3,
+        max(busy, default=None),
+        min(clocks, default=None),
+        tuple(dict.fromkeys(str(reason) for gpu in stored for reason in gpu.get("slowed_by") or ())),
+    )
+
+
+def _counters(receipts: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for receipt in receipts or ():
+        for name, value in (receipt.get("counters") or {}).items():
+            found[str(name)] = found.get(str(name), 0) + int(value)
+    return found
 
 
 def _plan(stored: Any) -> Planned | None:

@@ -43,6 +43,10 @@ def size(value: float | None) -> str:
     return f"{_digits(value)} GiB"
 
 
+def joules(value: float | None) -> str:
+    return ABSENT if value is None else f"{_digits(value)} J"
+
+
 def count(value: int | None) -> str:
     return ABSENT if value is None else f"{value:,}".replace(",", "\u202f")
 

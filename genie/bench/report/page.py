@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from genie.bench.ceiling import ceiling_line
-from genie.bench.report import cells, numbers, plans, predictions, sections, tables
+from genie.bench.report import cells, numbers, plans, predictions, references, sections, tables
 from genie.bench.report.cells import CellView
 from genie.bench.report.facts import BESIDE, PHASES, Facts
 from genie.bench.report.quantiles import CONFIDENCE, PERCENTILES, samples_needed
@@ -60,6 +60,9 @@ class SeriesView:
     plans: Table | None
     ablations: Table | None
     held_against: Table | None
+    over_compiled: Table | None
+    gpus: Table | None
+    gpu_states: list[str]
     cases: list[Table]
     predictions: list[predictions.Plot]
     links: Table | None
@@ -156,6 +159,9 @@ def _series(series: Series) -> SeriesView:
         plans=plans.plans(series),
         ablations=sections.ablations(series),
         held_against=sections.held_against(series),
+        over_compiled=references.over_compiled(series),
+        gpus=references.gpus(series),
+        gpu_states=references.gpu_states(run),
         cases=sections.cases(series),
         predictions=predictions.predictions(series),
         links=sections.links(series, anchors),

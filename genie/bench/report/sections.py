@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from genie.bench.options import BASELINES
+from genie.bench.options import REFERENCES, ROWS
 from genie.bench.report import charts, numbers, tables
 from genie.bench.report.facts import PHASES, SETUP, Facts, case_ratio
 from genie.bench.report.series import Run, Series
@@ -49,7 +49,10 @@ def heat_map(series: Series, anchors: dict[str, str]) -> Table:
         )
 
     rows = [
-        [tables.text(label), *(cell(label, group) for group, _ in workloads)]
+        [
+            tables.text(f"{label} (reference)" if label in REFERENCES else label),
+            *(cell(label, group) for group, _ in workloads),
+        ]
         for label in rows_of(series.newest)
     ]
     return Table(
@@ -362,7 +365,7 @@ def grouped(run: Run, row: Callable[[Facts], list[Td] | None]) -> list[tuple[str
 
 def _row(facts: Facts) -> tuple[int, tuple[str, ...]]:
     baseline = facts.cell.baseline
-    order = BASELINES.index(baseline) if baseline in BASELINES else len(BASELINES)
+    order = ROWS.index(baseline) if baseline in ROWS else len(ROWS)
     return order, (baseline, *facts.ablated)
 
 

@@ -216,3 +216,20 @@ def test_ids_are_unique_and_links_lead_somewhere(tmp_path):
 )  # fmt: skip
 def test_colours_are_symmetric_around_one(ratio, kind):
     assert heat_class(ratio) == kind
+
+
+def test_the_compiled_reference_is_a_row_and_every_row_is_told_over_it(tmp_path):
+    used = [{"uuid": "GPU-1", "peak_allocated": 2**30, "energy_mj": 250_000.0, "utilization": 95}]
+    rows = [
+        cell("llm_decode", "local_pytorch", 0.8, gpu=used),
+        cell("llm_decode", "local_compiled", 0.2, ratio=0.25, gpu=None),
+        cell("llm_decode", "genie_full", 0.3, ratio=0.375),
+    ]
+    text = page(tmp_path, rows)
+    assert "local_compiled (reference)" in text
+    over = text[text.index("over that of local_compiled") :]
+    over = over[: over.index("</table>")]
+    assert "4.00" in over, "local_pytorch"
+    assert "1.50" in over, "genie_full"
+    assert "250 J" in text
+    assert "1.00 GiB" in text

@@ -1,0 +1,1 @@
+"""``genie results``: the Markdown page of published results, every figure of it from result files."""
