@@ -57,6 +57,10 @@ class OutOfMemoryError(RemoteError):
     """The server's device, or the session's quota, has no memory left for a request."""
 
 
+class DeviceLostError(RemoteError):
+    """The server's GPU, or its CUDA context, is gone; whatever sessions held there is, too."""
+
+
 class PeerError(RemoteError):
     """A tensor could not move between two servers: one is lost, or they cannot reach each other."""
 

@@ -205,8 +205,8 @@ class GenieFull(_Remote):
     `GenieNoSemantics`; without colocation on a pool of one there is nowhere else to run. ``phases``,
     ``pipelining`` and ``branches``: a window of operations may be spread over the pool, where the scheduler
     expects that to pay; with ``cost_model`` it knows what that depends on, ``costs()``. ``replay``: modules
-    that are called again are not captured anew. ``compiled``: the servers run programs with their engines, not
-    only op by op. ``run_ahead``: they run what they foresee before it is asked for.
+    that are called again are not captured anew. ``compiled``: the servers run programs with their engines,
+    not only op by op. ``run_ahead``: they run what they foresee before it is asked for.
     """
 
     name = "genie_full"

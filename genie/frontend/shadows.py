@@ -7,7 +7,6 @@ deterministic, and exact on every device.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -51,8 +50,6 @@ _INTEGRAL = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.i
 
 #: deferred shadows that are computed one after another at the most, when one is asked for
 _DEEPEST = 16
-#: not computed yet: a write to a shadow would change what they are computed from
-_waiting: weakref.WeakSet[Deferred] = weakref.WeakSet()
 
 
 class Deferred(Shadow):
@@ -71,7 +68,6 @@ class Deferred(Shadow):
         self.tensor = values if self._index is None else values[self._index]
         self.depth = 0
         del self._call  # and with it the shadows that it was computed from
-        _waiting.discard(self)
         return self.tensor
 
 
@@ -136,12 +132,13 @@ def propagate(func: Any, args: tuple, kwargs: dict[str, Any], outs: Any) -> None
     except LookupError:
         return
     depth = 1 + max((s.depth for s in found), default=0)
+    waiting = outs[0]._h.rec.deferred
     several = len(outs) > 1 or func is aten.unbind.int
     for index, out in enumerate(outs):
         alive = args[0]._h.shadow.alive if view else [True]
         shadow = out._h.shadow = Deferred(call, index if several else None, alive, depth)
         if depth < _DEEPEST:
-            _waiting.add(shadow)
+            waiting.add(shadow)
         else:
             shadow.tensor  # noqa: B018 - computes it
 
@@ -157,8 +154,10 @@ def write(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list, known: 
         except LookupError:
             pass
         else:
-            for waiting in list(_waiting):
-                waiting.tensor  # noqa: B018 - computes it from what was there before
+            waiting = tensors[0]._h.rec.deferred
+            for shadow in waiting:
+                shadow.tensor  # noqa: B018 - computes it from what was there before
+            waiting.clear()
             func(*_computed(hosts), **_computed(host_kwargs))
             return
     kill(tensors)

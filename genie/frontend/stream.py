@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from array import array
 from collections import deque
 from sys import getrefcount
@@ -52,6 +53,8 @@ class ProgramStream:
         self.replay = False
         self.weight_names = WeightNames()
         self.dead: list[int] = []
+        #: shadows that a write to another would change, if they are not computed before it
+        self.deferred: weakref.WeakSet[Shadow] = weakref.WeakSet()
         self.programs = 0
         self.syncs = 0
         self.replays = 0

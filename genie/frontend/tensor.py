@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +15,18 @@ from genie.frontend.handle import Value
 from genie.frontend.specs import Spec
 
 _EMPTY: dict[str, Any] = {}
+_thread = threading.local()
+
+
+@contextmanager
+def without_contents() -> Iterator[None]:
+    """In here a tensor's ``repr`` tells its geometry alone: its values would have to be fetched."""
+    before = getattr(_thread, "without_contents", False)
+    _thread.without_contents = True
+    try:
+        yield
+    finally:
+        _thread.without_contents = before
 
 
 class LazyTensor(torch.Tensor):
@@ -58,6 +73,8 @@ class LazyTensor(torch.Tensor):
         self._h, self._spec = other._h, other._spec
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        if getattr(_thread, "without_contents", False):
+            return f"tensor(..., device='genie:0', size={tuple(self.shape)}, dtype={self.dtype})"
         text = repr(self.detach().cpu())
         head, _, tail = text.rpartition(")")
         extra = ", device='genie:0'" + (", requires_grad=True" if self.requires_grad and self.is_leaf else "")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,10 +92,9 @@ class Foreseen:
     template: Template
     vectors: Vectors
     ran: Ran | None = None
-    fetched: list[TensorSpec] = field(default_factory=list)
+    #: what is fetched, in host memory; waits for it
+    read: Callable[[], list[Tensor]] = list
     described: list[TensorSpec] = field(default_factory=list)
-    pieces: list[memoryview] = field(default_factory=list)
-    owners: list[object] = field(default_factory=list)
 
     def is_asked_for_by(self, m: Execute, vectors: Vectors) -> bool:
         seen = self.seen
@@ -304,7 +303,7 @@ class RunAhead:
                 self._overlay[seen.base + name] = value
                 self._freed.discard(seen.base + name)
         wanted = [as_tensor(value) for value in self._values(seen.fetch)]
-        foreseen.fetched, foreseen.pieces, foreseen.owners = to_wires(self._device.transfers.to_host(wanted))
+        foreseen.read = self._device.transfers.reading(wanted)
         foreseen.described = [described(as_tensor(v)) for v in self._values(seen.describe)]
         for handle in vectors.releases:
             self._overlay.pop(handle, None)

@@ -79,56 +79,42 @@ class Template:
         floats: Sequence[float],
         checks: list[Check],
         tick: Callable[[], None] | None = None,
+        see: Callable[[int, tuple], None] | None = None,
     ) -> tuple[list[Tensor | None], list[Relayout]]:
-        """Returns the kept values in order. ``tick`` is called before the first instruction and after
-        each. Raises EngineError naming the failing instruction."""
+        """Returns the kept values in order. ``tick`` is called before the first instruction and after each,
+        ``see`` with the number and the new values of each that makes any. Raises EngineError naming the
+        failing instruction."""
         relayouts: list[Relayout] = []
         try:
-            if not checks and tick is None:
+            if not checks and tick is None and see is None:
                 return self._run(ext, literals, floats), relayouts
-            kind = (bool(checks), tick is not None)
+            kind = (bool(checks) or see is not None, tick is not None)
             run = self._variants.get(kind)
             if run is None:
                 run = self._variants[kind] = self._emitter.function(checked=kind[0], timed=kind[1])
             wanted = {c.instruction: c.specs for c in checks}
 
-            def fix(instruction: int, values: tuple) -> list:
-                return [
-                    _fix(self.names[instruction], instruction, k, v, s, relayouts)
-                    for k, (v, s) in enumerate(zip(values, wanted[instruction], strict=True))
-                ]
+            def fix(instruction: int, values: Sequence) -> Sequence:
+                specs = wanted.get(instruction)
+                if specs is not None:
+                    values = [
+                        _fix(self.names[instruction], instruction, k, v, s, relayouts)
+                        for k, (v, s) in enumerate(zip(values, specs, strict=True))
+                    ]
+                if see is not None:
+                    see(instruction, tuple(values))
+                return values
 
             if tick is not None:
                 tick()
-            return run(ext, literals, floats, wanted, fix, tick), relayouts
+            chosen = wanted if see is None else range(self.n_ops)
+            return run(ext, literals, floats, chosen, fix, tick), relayouts
         except Exception as exc:
             raise self._engine_error(exc) from exc
 
     def draws(self, floats: Sequence[float]) -> bool:
         """Whether it uses the random state when it runs with these floats."""
         return self.random and (self._drops is None or any(floats[i] != 0.0 for i in self._drops))
-
-    def observe(
-        self,
-        ext: list[Tensor],
-        literals: Sequence[int],
-        floats: Sequence[float],
-        see: Callable[[int, tuple], None],
-    ) -> list[Tensor | None]:
-        """`run`, calling ``see`` with the number and the new values of each instruction that makes any."""
-
-        def fix(instruction: int, values: tuple) -> tuple:
-            see(instruction, values)
-            return values
-
-        every = range(self.n_ops)
-        run = self._variants.get((True, False))
-        if run is None:
-            run = self._variants[True, False] = self._emitter.function(checked=True)
-        try:
-            return run(ext, literals, floats, every, fix, None)
-        except Exception as exc:
-            raise self._engine_error(exc) from exc
 
     def part(self, instructions: Sequence[int], slots: Sequence[int]) -> Callable[..., list[Tensor]]:
         """A function of (externals, ints, floats) that runs only those instructions and returns the slots."""
@@ -351,8 +337,9 @@ class _Emitter:
         only: frozenset[int] | None = None,
         returned: list[int] | None = None,
     ) -> Any:
-        """Compiles the lines, or those of ``only`` some instructions. The checked variant hands chosen outputs to ``fix`` as they are made, the
-        timed one calls ``tick`` after each instruction; both take all three of C, fix and tick."""
+        """Compiles the lines, or those of ``only`` some. The checked variant hands chosen outputs to ``fix``
+        as they are made, the timed one calls ``tick`` after each instruction; both take all three
+        of C, fix and tick."""
         result = self._kept if returned is None else returned
         kept, last = set(result), {}
         for i, (reads, new) in enumerate(zip(self.reads, self._new, strict=True)):

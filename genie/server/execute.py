@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -19,11 +20,14 @@ from genie.config import ENGINES, MAX_RUN_AHEAD
 from genie.errors import GenieError, ProtocolError
 from genie.server.ahead import Foreseen, RunAhead, described, to_wires
 from genie.server.engine import EngineError, OpTable, Template, compile_template, names_of
+from genie.server.engines import rewrite
 from genie.server.engines.graphs import SHARE_OF_MEMORY, GraphPool
+from genie.server.engines.inductor import Compiler
 from genie.server.engines.kv import Value
 from genie.server.engines.select import Engines
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
+from genie.server.timing import HostSpan, LateReceipt, Span, StreamSpan
 from genie.server.trace import SessionTrace
 from genie.server.transfers import Transfers
 from genie.wire.messages import (
@@ -43,6 +47,8 @@ from genie.wire.messages import (
 from genie.wire.receipts import Abridger
 from genie.wire.tensors import bytes_of_storage, spec_of, unpack
 from genie.wire.vectors import Predictor, Vectors
+
+log = logging.getLogger("genie.server")
 
 MAX_TEMPLATES = 4096
 #: values that the predictions of one session's templates may hold
@@ -65,9 +71,17 @@ class Device:
         self.graphs: GraphPool | None = None
         if self.is_cuda:
             total = torch.cuda.get_device_properties(device).total_memory
-            self.graphs = GraphPool(int(SHARE_OF_MEMORY * total))
+            self.graphs = GraphPool(int(SHARE_OF_MEMORY * total), compiler=Compiler(device))
+        #: why no request can be served any more; "" while the device works
+        self.lost = ""
         self.busy_ns = 0  # of executing programs, all sessions; written under the lock
         self.synchronize: Callable[[], None] = self._synchronize_cuda if self.is_cuda else _nothing
+
+    def lose(self, reason: str) -> None:
+        """It cannot be used again by this process."""
+        if not self.lost:
+            self.lost = reason
+            log.critical("every request is refused from now on: %s", reason)
 
     def _synchronize_cuda(self) -> None:
         torch.cuda.synchronize(self.torch_device)
@@ -94,14 +108,17 @@ def _nothing() -> None:
 
 @dataclass(slots=True)
 class Ran:
-    """What running a template once gave. Times by `time.perf_counter_ns`."""
+    """What running a template once gave."""
 
     values: Sequence[Value | None]  # the kept ones, in order
     relayouts: list[Relayout]
-    start: int
-    end: int
+    span: Span
     cpu_s: float
     counters: dict[str, int] = field(default_factory=dict)
+
+
+#: see `Executor.execute`
+Answer = tuple[Result | LateReceipt, list[memoryview], object]
 
 
 def ints(data: bytes) -> list[int]:
@@ -133,10 +150,9 @@ class Executor:
         generator.seed()
         self._random_state: Tensor = generator.get_state()
 
-    def execute(
-        self, m: Execute, payload: Tensor, deferred: Fault | None
-    ) -> tuple[Result, list[memoryview], object]:
-        """The reply, its payload pieces, and what must stay alive until they are sent.
+    def execute(self, m: Execute, payload: Tensor, deferred: Fault | None) -> Answer:
+        """The reply, its payload pieces, and what must stay alive until they are sent; of a quiet program
+        what makes its receipt.
 
         Raises Fault. Then whatever the request was to bind is poisoned, and all its bookkeeping
         (definitions, evictions, releases) is done, so that the client's numbers stay true.
@@ -196,6 +212,11 @@ class Executor:
                 f"this server runs 0 to {MAX_RUN_AHEAD} windows ahead, not {m.run_ahead}: ask for that many"
             )
         self.engines.enabled = frozenset(m.engines)
+        if m.engines:
+            rewrite.load()
+        graphs = self._device.graphs
+        if graphs is not None and graphs.compiler is not None and "compiled" in m.engines:
+            graphs.compiler.prepare()
         self.ahead.windows = m.run_ahead
 
     def take_receipts(self, nonce: str = "") -> list[BriefReceipt]:
@@ -306,9 +327,7 @@ class Executor:
             moved.append(empty.set_(storages[key], offset, spec.shape, spec.stride))
         return moved
 
-    def _run(
-        self, m: Execute, template: Template | None, vectors: Vectors
-    ) -> tuple[Result, list[memoryview], object]:
+    def _run(self, m: Execute, template: Template | None, vectors: Vectors) -> Answer:
         store = self._store
         counters: dict[str, int] = {}
         live: list[int] = []
@@ -343,8 +362,7 @@ class Executor:
             store.bind_kept(m.base, template.kept_names, ran.values)
             if store.limit:
                 store.reserve(0)
-        result = self._result(m, template, ran, counters)
-        return self._answer(m, result, live)
+        return self._answer(m, ran, self._receipt(m, template, ran, counters), live)
 
     def compute(
         self, template: Template, lane: int, ext: Sequence[Value], vectors: Vectors, checks: list[Check]
@@ -366,8 +384,10 @@ class Executor:
             )
         device = self._device
         tick = self.trace.tick if self.trace is not None else None
-        device.synchronize()
-        cpu, start = time.process_time(), time.perf_counter_ns()
+        # Elsewhere nothing waits for the device: the next program is prepared while this one runs.
+        timed = self.trace is not None or self.engines.wants_time(template, lane)
+        span = StreamSpan() if device.is_cuda and not timed else HostSpan(device.synchronize)
+        cpu = time.process_time()
         if template.draws(floats):
             generator = device.generator
             generator.set_state(self._random_state)
@@ -377,68 +397,72 @@ class Executor:
                 self._random_state = generator.get_state()
         else:
             ran = self.engines.run(template, lane, ext, literals, floats, checks, tick)
-        device.synchronize()
-        end = time.perf_counter_ns()
-        device.busy_ns += end - start
-        self.engines.took((end - start) * 1e-9)
-        if self.trace is not None:
-            self.trace.executed(start, end, template)
-        return Ran(ran.values, ran.relayouts, start, end, time.process_time() - cpu, ran.counters)
+        span.stop()
+        if isinstance(span, HostSpan):
+            self.engines.took(span.ns * 1e-9)
+            if self.trace is not None:
+                self.trace.executed(span.start, span.end, template)
+        return Ran(ran.values, ran.relayouts, span, time.process_time() - cpu, ran.counters)
 
-    def _hand_over(
-        self, m: Execute, foreseen: Foreseen
-    ) -> tuple[Result, list[memoryview], object]:
+    def _hand_over(self, m: Execute, foreseen: Foreseen) -> Answer:
         """As `_run`, of a program that ran ahead."""
         template, ran = foreseen.template, foreseen.ran
         assert ran is not None
         self._store.bind_kept(m.base, template.kept_names, ran.values)
         self.ahead.handed_over()
-        result = self._result(m, template, ran, {})
-        result.fetched, result.described = foreseen.fetched, foreseen.described
-        return result, foreseen.pieces, foreseen.owners
+        receipt = self._receipt(m, template, ran, {})
+        if m.quiet:
+            return receipt, [], None
+        fetched, pieces, owners = to_wires(foreseen.read())
+        return Result(receipt(), fetched=fetched, described=foreseen.described), pieces, owners
 
-    def _result(
+    def _receipt(
         self, m: Execute, template: Template | None, ran: Ran | None, counters: dict[str, int]
-    ) -> Result:
+    ) -> LateReceipt:
         device = self._device
         missed_cpu_s = self.ahead.bill(m, counters)
         if template is None or ran is None:
-            return Result(
-                ProgramReceipt(device.pid, device.name, m.nonce, 0, b"", 0.0, missed_cpu_s, counters)
-            )
+            empty = ProgramReceipt(device.pid, device.name, m.nonce, 0, b"", 0.0, missed_cpu_s, counters)
+            return lambda: empty
         counters |= ran.counters
         if template.replay:
             counters["replayed"] = 1
         if ran.relayouts:
             counters["relayouts"] = len(ran.relayouts)
-        receipt = ProgramReceipt(
-            device.pid,
-            device.name,
-            m.nonce,
-            template.n_ops,
-            template.digest,
-            (ran.end - ran.start) * 1e-6,
-            ran.cpu_s + missed_cpu_s,
-            counters,
-        )
-        return Result(receipt, relayouts=ran.relayouts)
+        ops, digest = template.n_ops, template.digest
 
-    def _answer(self, m: Execute, result: Result, live: list[int]) -> tuple[Result, list[memoryview], object]:
+        def receipt() -> ProgramReceipt:
+            ns = ran.span.ns
+            device.busy_ns += ns
+            cpu_s = ran.cpu_s + missed_cpu_s
+            return ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, ns * 1e-6, cpu_s, counters)
+
+        return receipt
+
+    def _answer(self, m: Execute, ran: Ran | None, receipt: LateReceipt, live: list[int]) -> Answer:
+        if m.quiet:
+            return receipt, [], None
         store = self._store
         pieces: list[memoryview] = []
         owners: list[object] = []
+        values: list[LiveValue] = []
+        sizes: list[int] = []
+        fetched: list[TensorSpec] = []
         if m.stateless:
-            result.live, result.storages, storages = self._live_values(live)
+            values, sizes, storages = self._live_values(live)
             pieces += map(bytes_of_storage, storages)
             owners += storages
         if m.fetch:
-            result.fetched, data, copies = to_wires(self._device.transfers.to_host(store.get_all(m.fetch)))
+            fetched, data, copies = to_wires(self._device.transfers.to_host(store.get_all(m.fetch)))
             pieces += data
             owners += copies
-        if m.describe:
-            result.described = list(map(described, store.get_all(m.describe)))
+        told = list(map(described, store.get_all(m.describe))) if m.describe else []
         if m.stateless:
             store.forget_results()
+        relayouts = ran.relayouts if ran is not None else []
+        result = Result(
+            receipt(), fetched=fetched, described=told, relayouts=relayouts, live=values, storages=sizes
+        )
         return result, pieces, owners
 
     def _live_values(

@@ -15,6 +15,25 @@ from genie.wire.messages import Error
 log = logging.getLogger("genie.server")
 
 LOG_TAIL_LINES = 40
+#: what CUDA says (cudaGetErrorString) when the context cannot be used any more: errors 46, 201, 214, 220,
+#: 700, 702, 709, 710, 714-719 and 999 of CUDA 12. Others, like an invalid argument, leave it as it was.
+LOST = (
+    "busy or unavailable",
+    "invalid device context",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "an illegal memory access was encountered",
+    "the launch timed out and was terminated",
+    "context is destroyed",
+    "device-side assert triggered",
+    "hardware stack error",
+    "an illegal instruction was encountered",
+    "misaligned address",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "unspecified launch failure",
+    "unknown error",
+)
 
 
 class Fault(Exception):
@@ -35,6 +54,8 @@ def fault_of(exc: BaseException, *, nonce: str = "", device: str = "") -> Fault:
         return exc
     if isinstance(exc, EngineError):
         cause = exc.__cause__ or exc
+        if is_device_lost(cause):
+            return Fault("DeviceLostError", _lost(cause, device, exc.op), nonce, exc.instruction)
         if _is_out_of_memory(cause):
             return Fault("OutOfMemoryError", _no_memory(cause, device, exc.op), nonce, exc.instruction)
         if isinstance(cause, GenieError):
@@ -43,11 +64,32 @@ def fault_of(exc: BaseException, *, nonce: str = "", device: str = "") -> Fault:
         return Fault("RemoteOpError", text, nonce, exc.instruction)
     if isinstance(exc, GenieError):
         return Fault(type(exc).__name__, str(exc), nonce)
+    if is_device_lost(exc):
+        return Fault("DeviceLostError", _lost(exc, device, "the request"), nonce)
     if _is_out_of_memory(exc):
         return Fault("OutOfMemoryError", _no_memory(exc, device, "the request"), nonce)
     log.error("unforeseen failure of a request", exc_info=exc)
     text = f"the server failed on this request: {type(exc).__name__}: {exc} (see its log; please report it)"
     return Fault(errors.RemoteError.__name__, text, nonce)
+
+
+def is_device_lost(exc: BaseException) -> bool:
+    """Whether every later call of the device will fail, too: its CUDA context is gone."""
+    if isinstance(exc, EngineError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    if not isinstance(exc, RuntimeError) or isinstance(exc, torch.OutOfMemoryError):
+        return False
+    text = str(exc)
+    # All that torch raises of CUDA says so, as torch.AcceleratorError where that exists.
+    return "CUDA" in text and any(t in text for t in LOST)
+
+
+def _lost(exc: BaseException, device: str, what: str) -> str:
+    reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+    return (
+        f"{device or 'the device'} was lost during {what}: {reason}. Restart the server; what it held "
+        "is gone. Its log and dmesg (NVRM: Xid) say more; after an assertion, look for an index out of bounds"
+    )
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:

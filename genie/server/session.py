@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genie.errors import AuthError, GenieError, ProtocolError
+from genie.errors import AuthError, DeviceLostError, GenieError, ProtocolError
 from genie.gpu_meter import GpuMeter
 from genie.server.checkpoints import Checkpoints
 from genie.server.execute import MAX_TEMPLATES, Device, Executor
@@ -47,6 +47,7 @@ from genie.wire.messages import (
     Pong,
     ReadGpu,
     Release,
+    Result,
     Send,
     TensorSpec,
     Trace,
@@ -183,6 +184,8 @@ class Session:
             if uploads and type(payload) is not Landing:
                 self._uploads.settle()
             refusal, self._refusal = self._refusal, None
+            if self._state.device.lost:
+                refusal = self._lost()
             kind = type(message)
             try:
                 if kind is Execute:
@@ -191,8 +194,8 @@ class Session:
                         trace.received(message.nonce, message.body is not None)
                     deferred, self._deferred = self._deferred or refusal, None
                     result, pieces, owners = execute(message, payload, deferred)
-                    if message.quiet:
-                        self._executor.receipts.keep(message.template, result.receipt)
+                    if not isinstance(result, Result):
+                        self._executor.receipts.keep(message.template, result)
                     else:
                         result.earlier = self._executor.take_receipts(result.receipt.nonce)
                         send(result, pieces)
@@ -212,7 +215,7 @@ class Session:
                         ahead.interrupt()
                     send(self._answer(message, refusal))
             except Fault as fault:
-                log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+                self._note(fault)
                 ahead.interrupt()
                 if kind is Execute and message.quiet:
                     self._deferred = fault
@@ -227,6 +230,8 @@ class Session:
     def _allocate(self, message: ClientMessage, nbytes: int) -> Tensor | Landing | None:
         """Memory for a payload, or None when it is to be read and dropped; the request then fails."""
         try:
+            if self._state.device.lost:
+                return None  # as the request will be told
             if isinstance(message, Upload):
                 expected = dense_nbytes(message.spec)
                 if expected != nbytes:
@@ -247,6 +252,14 @@ class Session:
         except (GenieError, RuntimeError, MemoryError) as exc:
             self._refusal = fault_of(exc, device=self._state.device.name)
             return None
+
+    def _note(self, fault: Fault) -> None:
+        log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+        if fault.error == DeviceLostError.__name__:
+            self._state.device.lose(fault.message)
+
+    def _lost(self) -> Fault:
+        return Fault(DeviceLostError.__name__, self._state.device.lost)
 
     def _refuse(self, fault: Fault) -> None:
         """Tells the client why its session is closed, and reads on a little: closing a socket with
@@ -277,10 +290,17 @@ class Session:
                 peer_in=self._peers.bytes_in,
                 peer_out=self._peers.bytes_out,
             )
+        if isinstance(message, Ping) and self._state.device.lost:
+            refusal = None  # the process answers; what failed before is told all the same
+        elif self._state.device.lost:
+            raise self._lost()
         if isinstance(message, ReadGpu):
             return self._read_gpu(message)
         if isinstance(message, Load):
-            return load_of(self._state.device, list(self._state.sessions.values()))
+            try:
+                return load_of(self._state.device, list(self._state.sessions.values()))
+            except RuntimeError as exc:
+                raise fault_of(exc, device=self._state.device.name) from exc
         # A session that lost its group may form another, whatever else waits to be told.
         try:
             if isinstance(message, PeerListen):
@@ -362,7 +382,7 @@ class Session:
 
     def _fail(self, message: Configure | Upload | Adopt | Expect | Send, exc: Exception) -> None:
         fault = fault_of(exc, device=self._state.device.name)
-        log.warning("%s: %s: %s", self.name, fault.error, fault.message)
+        self._note(fault)
         if not isinstance(message, (Configure, Send)):
             self._store.poison([message.handle], Fault(*fault.args))
         self._deferred = self._deferred or Fault(*fault.args)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from genie.errors import OutOfMemoryError, ProtocolError
-from genie.server.engines.kv import State, Value
+from genie.server.engines.kv import State, Value, as_tensor
 
 MAX_HANDLES = 1 << 22
 
@@ -254,9 +254,10 @@ class HandleStore:
             values += made_ahead
         states = 0
         for value in values:
-            if isinstance(value, State):
+            if isinstance(value, State) and value.step is not None:
                 states += value.nbytes
             elif value is not None:
+                value = as_tensor(value)
                 storage = value.untyped_storage()
                 sizes[storage._cdata] = storage.nbytes()
         return states + sum(p.nbytes for p in list(self._pending.values()))

@@ -7,7 +7,7 @@ own: the copy of one tensor, the receiving of the next and the work of the one b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from genie.wire.buffers import BoundedPool, new_payload
 
 PINNED_BYTES = 256 << 20
+#: pieces in which contents are received, and their bytes; made when the server starts
+PIECES = 16
+PIECE = 4 << 20
 #: smaller ones are copied from pageable memory: the driver takes them along with the command
 PINNED_FROM = 64 << 10
 
@@ -36,6 +39,8 @@ class Transfers:
         self.is_cuda = device.type == "cuda"
         self.staged = staged or self.is_cuda
         self.pool = BoundedPool(PINNED_BYTES, _pin if self.is_cuda else _ordinary)
+        if self.is_cuda:
+            self.pool.reserve(PIECES, PIECE)
         #: on which contents and inputs are copied to the GPU
         self.stream: Any = torch.cuda.Stream(device) if self.is_cuda else None
         #: host memory that copies may still read, with the event after each
@@ -98,19 +103,26 @@ class Transfers:
     def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copies in host memory, dense, in the same order of dimensions, once the current stream has made
         them. On the CPU the tensors themselves. All copies are on their way before one is waited for."""
+        return self.reading(tensors)()
+
+    def reading(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """`to_host` under way: what is returned waits for it."""
         if not self.is_cuda:
-            return list(tensors)
-        plain = [t.resolve_conj().resolve_neg() for t in tensors]
-        copies: dict[int, Tensor] = {}
-        for k, t in enumerate(plain):
-            nbytes = t.numel() * t.element_size()
-            if nbytes >= PINNED_FROM:
-                stride = torch.empty_like(t, device="meta").stride()
-                host = self.new_payload(nbytes).untyped_storage()
-                copy = torch.empty(0, dtype=t.dtype).set_(host, 0, t.shape, stride)
-                copies[k] = copy.copy_(t, non_blocking=True)
-        for k, t in enumerate(plain):
-            if k not in copies:
-                copies[k] = torch.empty_like(t, device="cpu").copy_(t)
-        torch.cuda.current_stream(self._device).synchronize()
-        return [copies[k] for k in range(len(plain))]
+            found = list(tensors)
+            return lambda: found
+        copies: list[Tensor] = []
+        for t in tensors:
+            plain = t.resolve_conj().resolve_neg()
+            stride = torch.empty_like(plain, device="meta").stride()
+            nbytes = plain.numel() * plain.element_size()
+            # For small ones the host allocator of torch keeps pinned memory.
+            memory = _pin(nbytes) if nbytes < PINNED_FROM else self.new_payload(nbytes)
+            host = torch.empty(0, dtype=plain.dtype).set_(memory.untyped_storage(), 0, plain.shape, stride)
+            copies.append(host.copy_(plain, non_blocking=True))
+        done = torch.cuda.current_stream(self._device).record_event()
+
+        def read() -> list[Tensor]:
+            done.synchronize()
+            return copies
+
+        return read

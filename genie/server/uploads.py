@@ -14,17 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genie.server.transfers import Transfers
+from genie.server.transfers import PIECE, PIECES, Transfers
 from genie.wire import digest
 from genie.wire.buffers import new_payload
 from genie.wire.framing import Channel
 from genie.wire.messages import Upload
 
-#: of a payload; multiples of `digest.CHUNK`. Where no thread hashes, small ones: the client's bytes fill the
-#: socket meanwhile, and it holds a few MiB
-PIECE = 4 << 20
+#: a multiple of `digest.CHUNK`, as `PIECE` is. Where no thread hashes, pieces are small: the client's bytes
+#: fill the socket meanwhile, and it holds a few MiB
 PIECE_HASHED_HERE = 1 << 20
-SLOTS = 16
 #: bytes of uploads that are received but not bound yet
 WAITING = 256 << 20
 #: without a message: then those that wait are finished, rather than the next one received
@@ -32,8 +30,8 @@ PAUSE_SECONDS = 0.002
 
 
 class Staging:
-    """Pieces of host memory that a session receives into and copies to the GPU from, again and again: `SLOTS`
-    of them, fewer while other sessions use the pool."""
+    """Pieces of host memory that a session receives into and copies to the GPU from, again and again:
+    `PIECES` of them, fewer while other sessions use the pool."""
 
     def __init__(self, transfers: Transfers) -> None:
         self._pool = transfers.pool
@@ -41,7 +39,7 @@ class Staging:
 
     def take(self) -> Tensor:
         """Waits for the oldest if there are no more."""
-        if len(self._busy) < SLOTS:
+        if len(self._busy) < PIECES:
             slot = self._pool.empty(PIECE)
             if slot is not None:
                 return slot

@@ -3,8 +3,8 @@
 A conversation: the server sends `Challenge` as soon as the connection opens, the client answers
 `Auth`, the server answers `Welcome` (or `Error` and closes). After that the client sends requests;
 the server handles them one by one in order. `Upload`, `Adopt` and `Release` have no reply of their
-own (nor have `Configure`, `Expect` and `Send`): a failure is kept and answers the next request that has one (the
-client's later results are poisoned by *that* error). All others are answered by exactly one message,
+own (nor have `Configure`, `Expect` and `Send`): a failure is kept and answers the next request that has one
+(the client's later results are poisoned by *that* error). All others are answered by exactly one message,
 or by `Error`.
 
 Handles are 64-bit ints chosen by the client; a session owns its own and sees no other's.

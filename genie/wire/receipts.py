@@ -8,7 +8,7 @@ always complete; those of the quiet programs before it (`BriefReceipt`) leave ou
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from genie.errors import ProtocolError
 from genie.wire.messages import BriefReceipt, ProgramReceipt
@@ -18,10 +18,11 @@ class Abridger:
     """The server's side: knows which templates' work was told to the client."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, ProgramReceipt]] = []
+        self._kept: list[tuple[int, Callable[[], ProgramReceipt]]] = []
         self._told: dict[int, tuple[int, bytes]] = {}
 
-    def keep(self, template: int, receipt: ProgramReceipt) -> None:
+    def keep(self, template: int, receipt: Callable[[], ProgramReceipt]) -> None:
+        """``receipt`` is called when it is told: the program may still run."""
         self._kept.append((template, receipt))
 
     def drop(self) -> None:
@@ -38,7 +39,8 @@ class Abridger:
         receipt, ``live`` the templates that are not evicted."""
         kept, self._kept = self._kept, []
         brief = []
-        for template, receipt in kept:
+        for template, late in kept:
+            receipt = late()
             work: tuple[int, bytes] | None = (receipt.ops, receipt.digest)
             if self._told.get(template) == work or template < 0:
                 work = None

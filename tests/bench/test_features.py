@@ -3,7 +3,7 @@
 import pytest
 
 from genie.baselines.protocol import PlanSummary, Receipt, Reply
-from genie.bench.features import REPLAYED_FROM, check_features, require_ablatable
+from genie.bench.features import FORESEEN_FROM, REPLAYED_FROM, check_features, require_ablatable
 from genie.config import IMPLEMENTED_FEATURES, POOL_FEATURES
 from genie.errors import ConfigError, ReceiptError
 from genie.workloads.protocol import Response
@@ -81,9 +81,56 @@ def test_replay_that_the_counters_contradict_is_refused(programs, baseline, feat
         check([replayed(programs, REPLAYED_FROM)], baseline, features)
 
 
+def decoded(tokens, counters, device="cpu:0 AMD EPYC"):
+    response = Response({}, token_s=[0.1 * (k + 1) for k in range(tokens)])
+    return Reply(response, [Receipt(1, device, "n", 9, 3, "d", counters)])
+
+
+GPU = "cuda:0 NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("reply", "features"),
+    [
+        (decoded(FORESEEN_FROM, {"ahead": 5, "ahead_missed": 1}), {"run_ahead"}),
+        (decoded(FORESEEN_FROM, {}), set()),
+        (decoded(FORESEEN_FROM - 1, {}), {"run_ahead", "compiled"}),
+        (decoded(FORESEEN_FROM, {"rewritten": 2}), {"compiled"}),
+        (decoded(FORESEEN_FROM, {}), {"compiled"}),
+        (decoded(FORESEEN_FROM, {"engine_graph": 9}, GPU), {"compiled"}),
+    ],
+)
+def test_what_servers_count_of_engines_and_of_running_ahead_is_believed(reply, features):
+    check_features([reply], baseline="genie_full", features=BOTH | features, servers=1, where="", greedy=True)
+    if features:
+        check_features(
+            [decoded(99, {}, GPU)], baseline="genie_full", features=BOTH | features, servers=1, where=""
+        )
+
+
+@pytest.mark.parametrize(
+    ("reply", "baseline", "features", "message"),
+    [
+        (decoded(FORESEEN_FROM, {"ahead": 1}), "genie_full", {"compiled"}, "run_ahead was not really off"),
+        (decoded(1, {"ahead_missed": 1}), "genie_full", set(), "run_ahead was not really off"),
+        (decoded(1, {"ahead": 1}), "genie_local_remote", set(), "run_ahead was not really off"),
+        (decoded(1, {"rewritten": 1}), "genie_full", {"run_ahead"}, "compiled was not really off"),
+        (decoded(1, {"engine_graph": 1}), "genie_local_remote", set(), "compiled was not really off"),
+        (decoded(FORESEEN_FROM, {}), "genie_full", {"run_ahead"}, "run_ahead was not .* on.*--genie-ablate"),
+        (decoded(FORESEEN_FROM, {"ahead_missed": 3}), "genie_full", {"run_ahead"}, "run_ahead was not .* on"),
+        (decoded(FORESEEN_FROM, {}, GPU), "genie_full", {"compiled"}, "compiled was not really on"),
+    ],
+)
+def test_what_contradicts_engines_or_running_ahead_is_refused(reply, baseline, features, message):
+    with pytest.raises(ReceiptError, match=message):
+        check_features(
+            [reply], baseline=baseline, features=BOTH | features, servers=1, where="here", greedy=True
+        )
+
+
 def test_an_ablation_that_the_pool_cannot_show_is_refused():
     require_ablatable({"colocation", "phases"}, servers=2)
-    require_ablatable({"residency", "replay"}, servers=1)
+    require_ablatable({"residency", "replay", "compiled", "run_ahead"}, servers=1)
     for feature in ("colocation", *POOL_FEATURES):
         with pytest.raises(ConfigError, match=f"{feature} changes nothing.*--genie-servers 2"):
             require_ablatable({feature}, servers=1)

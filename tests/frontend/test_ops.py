@@ -284,3 +284,29 @@ def test_parameters_may_be_edited_through_views_at_any_time(session: Session) ->
         layer.weight[0].fill_(5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.sum().backward()
+
+
+def test_a_shadow_that_is_read_late_is_that_of_its_own_time(session: Session) -> None:
+    one = torch.ones(1, dtype=torch.int64, device="genie")
+    x = torch.arange(6, device="genie").view(2, 3)
+    before, view = x + one, x[1]
+    below = view + view
+    x.add_(x)
+    after = view + one
+    assert before.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert below.tolist() == [6, 8, 10]
+    assert view.tolist() == [6, 8, 10]
+    assert after.tolist() == [7, 9, 11]
+    assert session.recorder.syncs == 0
+
+
+def test_a_long_chain_of_shadows_is_computed(session: Session) -> None:
+    one = torch.ones(1, dtype=torch.int64, device="genie")
+    count = torch.zeros(1, dtype=torch.int64, device="genie")
+    for _ in range(1500):
+        count = count + one
+    with torch.inference_mode():
+        assert count.item() == 1500
+    count.add_(one)
+    assert count.item() == 1501
+    assert session.recorder.syncs == 0

@@ -12,8 +12,8 @@ import torch
 from genie.devices import device_slot
 from genie.errors import OutOfMemoryError, ProtocolError
 from genie.runtime.server_process import ServerProcess
-from genie.server.transfers import Transfers
-from genie.server.uploads import PIECE, SLOTS, Landing, Staging, Uploads
+from genie.server.transfers import PIECE, PIECES, Transfers
+from genie.server.uploads import Landing, Staging, Uploads
 from genie.wire.buffers import BoundedPool
 from genie.wire.digest import digest as digest_of
 from genie.wire.framing import MAGIC, PRELUDE
@@ -192,7 +192,7 @@ def test_staging_memory_is_bounded_and_used_again():
         landing = uploads.landing(d.numel(), checked=True)
         fill(landing, d)
         uploads.add(Upload(k, spec), landing)
-        assert transfers.pool.made_bytes <= SLOTS * PIECE
+        assert transfers.pool.made_bytes <= PIECES * PIECE
     assert uploads.nbytes == sum(d.numel() for d in data)
     uploads.settle()
     assert [h for h, _, _ in bound] == list(range(12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,10 @@ from genie.wire.receipts import Abridger, Completer
 PID, DEVICE = 4242, "cpu:0 a test"
 
 
+def late(receipt: ProgramReceipt) -> Callable[[], ProgramReceipt]:
+    return lambda: receipt
+
+
 def receipt(template: int, generation: int = 0, nonce: str = "n", counters=None) -> ProgramReceipt:
     work = (0, b"") if template < 0 else (template + 1, bytes([template, generation]) * 16)
     return ProgramReceipt(PID, DEVICE, nonce, *work, 1.5, 0.25, counters or {})
@@ -22,9 +27,9 @@ def receipt(template: int, generation: int = 0, nonce: str = "n", counters=None)
 
 def test_what_was_told_is_not_told_again():
     server, client = Abridger(), Completer(PID, DEVICE)
-    server.keep(0, receipt(0))
+    server.keep(0, late(receipt(0)))
     first = server.take({0}, "n")
-    server.keep(0, receipt(0))
+    server.keep(0, late(receipt(0)))
     second = server.take({0}, "n")
     assert first[0].work == (1, bytes(32)) and second[0].work is None and second[0].nonce is None
     assert client.complete(first, "n") == client.complete(second, "n") == [receipt(0)]
@@ -32,9 +37,9 @@ def test_what_was_told_is_not_told_again():
 
 def test_a_receipt_lost_with_a_failed_request_does_not_count_as_told():
     server = Abridger()
-    server.keep(0, receipt(0))
+    server.keep(0, late(receipt(0)))
     server.drop()
-    server.keep(0, receipt(0))
+    server.keep(0, late(receipt(0)))
     assert server.take({0})[0].work is not None
 
 
@@ -96,7 +101,7 @@ def test_every_receipt_arrives_through_evictions_failures_and_replies_on_their_w
                 server.forget([evicted])
         done = receipt(template, nonce=nonce, counters={"stateless": 1} if program == 2 else None)
         if kind == "quiet":
-            server.keep(template, done)
+            server.keep(template, late(done))
             expected.append(done)
             continue
         asked += 1

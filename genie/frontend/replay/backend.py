@@ -33,7 +33,7 @@ class Replay:
 
     def __init__(self, gm: torch.fx.GraphModule) -> None:
         self._gm = gm
-        # The graph's own parameters are held weakly: a model that moves to another device leaves its own behind.
+        # Held weakly: what a model leaves behind when it moves to another device is to be freed.
         self._parameters = {name: weakref.ref(p) for name, p in gm._parameters.items() if p is not None}
         self._segment: Segment | None = None
         self._layouts: Layouts = {}
@@ -83,7 +83,8 @@ class Replay:
         segment = self._segment
         if segment is not None and segment.holds_constants_of_another_session(args):
             if self._lowerings > _RELOWERINGS:
-                return self._run_lazily(args)  # sessions that take turns: lowering for each costs more than capture
+                # Sessions that take turns: lowering for each costs more than capture.
+                return self._run_lazily(args)
             self.lower()
             segment = self._segment
         if segment is None:

@@ -13,13 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from genie.frontend.tensor import LazyTensor
+from genie.frontend.tensor import LazyTensor, without_contents
 
 _installed = False
 _thread = threading.local()
@@ -31,7 +30,7 @@ def install() -> None:
     if _installed:
         return
     import torch._dynamo.config as config
-    from torch._dynamo import trace_rules
+    from torch._dynamo import guards, trace_rules
     from torch._dynamo.variables import builder
 
     for trace_numpy in (True, False):
@@ -44,13 +43,24 @@ def install() -> None:
         return None if type(value) is LazyTensor else infer(value)
 
     builder.infer_subclass_type = infer_subclass_type
-    mark_static = builder.VariableBuilder.mark_static_input
+    variable_builder: Any = builder.VariableBuilder
+    mark_static = variable_builder.mark_static_input
 
     def mark_static_input(self: Any, value: Tensor, guard: bool) -> None:
-        held = getattr(_thread, "replays", False) and type(value) is LazyTensor and isinstance(value, nn.Parameter)
-        mark_static(self, value, guard or held)
+        held = getattr(_thread, "replays", False) and isinstance(value, nn.Parameter)
+        mark_static(self, value, guard or (held and isinstance(value, LazyTensor)))
 
-    builder.VariableBuilder.mark_static_input = mark_static_input
+    variable_builder.mark_static_input = mark_static_input
+    guard_builder: Any = guards.GuardBuilder
+    id_match = guard_builder.id_match_unchecked
+
+    @functools.wraps(id_match)
+    def id_match_unchecked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # torch before 2.12 writes the ``repr`` of what it guards, all of a model's parameters, into guards.
+        with without_contents():
+            return id_match(self, *args, **kwargs)
+
+    guard_builder.id_match_unchecked = id_match_unchecked
     mark_as = getattr(builder, "get_automatic_dynamic_shapes_mark_as", None)
     if mark_as is not None:
 

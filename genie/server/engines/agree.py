@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genie.server.engines.kv import State, Value
+from genie.server.engines.kv import State, Value, as_tensor
 
 #: relative L2 error that a change of the order of sums may leave in a kept value
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
 TOLERANCE_HALF = 2e-2
 
 
-def disagreement(made: Sequence[Value | None], eager: Sequence[Tensor | None]) -> str:
+def disagreement(made: Sequence[Value | None], eager: Sequence[Value | None]) -> str:
     """In words, which kept value differs, and by how much; "" where none does. Waits for the device."""
     if len(made) != len(eager):
         return f"it keeps {len(made)} values, not {len(eager)}"
@@ -23,6 +23,7 @@ def disagreement(made: Sequence[Value | None], eager: Sequence[Tensor | None]) -
             return f"kept value {k} is there only once"
         if one is None or other is None:
             continue
+        other = as_tensor(other)
         why = _difference(one.view() if isinstance(one, State) else one, other)
         if not why and isinstance(one, Tensor) and one.stride() != other.stride():
             moved = zip(one.shape, one.stride(), other.stride(), strict=True)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from genie.server.engines.emit import Run
+from genie.server.engines.inductor import Compiler
 from genie.server.engines.kv import Buffers
+from genie.server.faults import is_device_lost
 
 log = logging.getLogger("genie.server")
 
@@ -45,7 +47,8 @@ class Instance:
         """``args``: the placeholders' values in order, among them ``inputs`` and ``position``, which are
         written to before each replay, and ``masks``, which the caller writes to. Raises CaptureError, or
         torch's OutOfMemoryError."""
-        self.buffers, self.masks, self._inputs, self._position = buffers, masks, inputs, position
+        self.buffers, self.masks, self.inputs, self.position = buffers, masks, inputs, position
+        self.compiled = False  # its run is (see `genie.server.engines.inductor`)
         self.program: object = None  # that uses it now
         self.used = time.monotonic()
         self._replay, self._outputs, taken = capture(lambda: run(list(args)))
@@ -61,10 +64,10 @@ class Instance:
     def replay(self, inputs: Sequence[Tensor], position: int = 0) -> list[Tensor | None]:
         """Values of its own for what the program keeps. Nothing is waited for."""
         self.used = time.monotonic()
-        for mine, given in zip(self._inputs, inputs, strict=True):
+        for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
-        if self._position is not None:
-            self._position.fill_(position)
+        if self.position is not None:
+            self.position.fill_(position)
         self._replay()
         return self._copies()
 
@@ -130,6 +133,8 @@ def captured(call: Call) -> tuple[Replay, list[Tensor | None], int]:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as exc:
+        if is_device_lost(exc):
+            raise
         raise CaptureError(str(exc).splitlines()[0]) from exc
     finally:
         current.wait_stream(side)
@@ -151,10 +156,12 @@ def repeated(call: Call) -> tuple[Replay, list[Tensor | None], int]:
 class GraphPool:
     """A server's instances, by what they compute. Not thread-safe: used under the device's lock."""
 
-    def __init__(self, limit: int, capture: Capture = captured) -> None:
-        """``limit``: bytes that all instances may hold together."""
+    def __init__(self, limit: int, capture: Capture = captured, compiler: Compiler | None = None) -> None:
+        """``limit``: bytes that all instances may hold together. ``compiler``: of programs for sessions that
+        allow it; None on a CPU, where it would take the requests' cores."""
         self.limit = limit
         self.capture = capture
+        self.compiler = compiler
         self._instances: dict[Any, list[Instance]] = {}
 
     @property
@@ -169,7 +176,8 @@ class GraphPool:
         return next((i for i in self._instances.get(key, ()) if not i.busy), None)
 
     def add(self, key: Any, make: Callable[[], Instance]) -> Instance:
-        """Makes one, evicting those used last longest ago. Raises CaptureError, OutOfMemoryError."""
+        """Makes one, evicting those used last longest ago. Raises CaptureError, also where
+        those in use would be over the limit, and OutOfMemoryError."""
         alike = self._instances.setdefault(key, [])
         if len(alike) >= MOST_ALIKE:
             raise CaptureError(f"{MOST_ALIKE} generations use this program at the time")
@@ -180,10 +188,19 @@ class GraphPool:
                 raise
             torch.cuda.empty_cache()
             instance = make()
+        needed = instance.nbytes + sum(i.nbytes for same in self._instances.values() for i in same if i.busy)
+        if needed > self.limit:
+            raise CaptureError(f"graphs in use would hold {needed} bytes, over their limit of {self.limit}")
         alike.append(instance)
         while self.nbytes > self.limit and self._evict_oldest(but=instance):
             pass
         return instance
+
+    def drop(self, key: Any) -> bool:
+        """Lets go of those that are free. Whether none is left."""
+        for instance in [i for i in self._instances.get(key, ()) if not i.busy]:
+            self._remove(key, instance)
+        return key not in self._instances
 
     def _free(self, but: Instance | None = None) -> list[tuple[float, Any, Instance]]:
         return [

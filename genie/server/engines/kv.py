@@ -45,11 +45,21 @@ class Growth:
     spec: Spec  # of the past in the observed run
     grown: Spec
 
+    def takes(self, past: Value) -> bool:
+        """Whether it is one like the observed one, but for its length."""
+        tensor = past if isinstance(past, Tensor) else past.view()
+        return (
+            tensor.dtype is self.spec.dtype
+            and tensor.ndim == 4
+            and all(tensor.shape[d] == self.spec.shape[d] for d in (0, 1, 3))
+        )
+
 
 class Buffers:
     """Those of one generation at a time: one for each growth, of (batch, heads, capacity, width)."""
 
     def __init__(self, growths: Sequence[Growth], capacity: int, device: torch.device) -> None:
+        self.growths = growths
         self.capacity = capacity
         self.tensors: list[Tensor] = []
         for g in growths:
@@ -95,30 +105,36 @@ class Step:
 class State:
     """What a handle on a grown cache is bound to."""
 
-    __slots__ = ("index", "step")
+    __slots__ = ("_taken", "index", "step")
 
     def __init__(self, step: Step, index: int) -> None:
-        self.step, self.index = step, index
+        self.step: Step | None = step  # None once a tensor was made of it
+        self.index = index
+        self._taken: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        batch, heads, _, width = self.step.buffers.tensors[self.index].shape
-        return batch, heads, self.step.length, width
+        batch, heads, length, width = self.view().shape
+        return batch, heads, length, width
 
     @property
     def nbytes(self) -> int:
         """Of the tensor that it stands for."""
-        batch, heads, length, width = self.shape
-        return batch * heads * length * width * self.step.buffers.tensors[self.index].element_size()
+        return self.view().nbytes
 
     def view(self) -> Tensor:
-        return self.step.buffers.tensors[self.index].narrow(2, 0, self.step.length)
+        step = self.step  # once: another thread may ask for the size
+        return self.take() if step is None else step.buffers.tensors[self.index].narrow(2, 0, step.length)
 
     def take(self) -> Tensor:
-        """A tensor of its own, laid out as ``cat`` makes it."""
-        order = self.step.buffers.orders[self.index]
-        inverse = sorted(range(4), key=order.__getitem__)
-        return self.view().permute(order).clone(memory_format=torch.contiguous_format).permute(inverse)
+        """A tensor of its own, laid out as ``cat`` makes it. The same each time: views of it may be kept."""
+        if self._taken is None:
+            assert self.step is not None
+            order = self.step.buffers.orders[self.index]
+            inverse = sorted(range(4), key=order.__getitem__)
+            dense = self.view().permute(order).clone(memory_format=torch.contiguous_format)
+            self._taken, self.step = dense.permute(inverse), None
+        return self._taken
 
 
 Value = Tensor | State
@@ -270,6 +286,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     batch, heads, _, width = query.shape
     groups, rows = key.shape[1], heads // key.shape[1]
     grouped = query.reshape(batch, groups, rows, width)
+    if mask.shape[1] == heads:
+        mask = mask.reshape(mask.shape[0], groups, rows, mask.shape[3])
     mask = mask.expand(batch, groups, rows, mask.shape[3])
     result = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, mask, scale=scale)
     return result.reshape(batch, heads, 1, value.shape[-1])

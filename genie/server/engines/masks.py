@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from genie.server.engine import Template
 from genie.server.engines.kv import attends
-from genie.server.engines.specialize import NotSpecializableError, Spec
+from genie.server.engines.specialize import NotSpecializableError, Spec, TooAlikeError
 
 #: instructions that may be run beside a graph
 MOST_INSTRUCTIONS = 64
@@ -23,7 +23,7 @@ MOST_INSTRUCTIONS = 64
 
 @dataclass(frozen=True)
 class Masks:
-    """``run`` takes (externals, ints, floats) and returns the masks, each of shape (batch, 1, 1, positions).
+    """``run`` takes (externals, ints, floats) and returns the masks, (batch or 1, heads or 1, 1, positions).
     ``specs``: of each, with the dtype of the queries that it is for."""
 
     run: Any
@@ -36,7 +36,8 @@ def take_out_masks(
     """Makes of every mask that depends on the given ints and externals (numbers) a placeholder ``mask0``,
     ``mask1``... behind the others. None where nothing depends on them.
 
-    Raises NotSpecializableError where something else than masks depends on them.
+    Raises NotSpecializableError where something else than masks depends on them, or where a mask does not
+    although the caches under it grow.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     varying: set[fx.Node] = {placeholders[i] for i in externals}
@@ -61,6 +62,11 @@ def take_out_masks(
                 raise NotSpecializableError(f"{user.target} depends on sizes that differ from run to run")
             if node not in ends:
                 ends.append(node)
+    for node in graph.nodes:
+        if attends(node) and _mask(node) is not None and _mask(node) not in varying:
+            key: Any = node.args[1]
+            if key.target is torch.ops.aten.cat.default and key.args[0][0].op == "placeholder":
+                raise TooAlikeError("it ran with caches of one length only, and masks for that")
     if not ends:
         if varying - set(placeholders):
             raise NotSpecializableError("what depends on sizes that differ from run to run is kept")
@@ -68,8 +74,9 @@ def take_out_masks(
     specs = []
     for node in ends:
         spec = node.meta["spec"]
-        if len(spec.shape) != 4 or spec.shape[1:3] != (1, 1):
-            raise NotSpecializableError(f"a mask of shape {spec.shape} is no row for each batch element")
+        heads = {u.args[0].meta["spec"].shape[1] for u in node.users}  # type: ignore[union-attr]
+        if len(spec.shape) != 4 or spec.shape[2] != 1 or {spec.shape[1]} not in ({1}, heads):
+            raise NotSpecializableError(f"a mask of shape {spec.shape} is no row for each query")
         specs.append((spec, next(iter(node.users)).args[0].meta["spec"].dtype))  # type: ignore[union-attr]
     needed = _ancestors(ends)
     instructions = sorted({n.meta["instruction"] for n in needed if n.op == "call_function"})

@@ -1,9 +1,10 @@
 """Which engine runs a template: `Engines`.
 
-A template starts with the eager engine. When it runs a second time with equal literals, on externals of equal
-geometry (but for caches that grew, and masks with them), that run is observed and the program specialised;
-from the third on it runs rewritten, on a GPU as a CUDA graph. Whatever does not fit, cannot be captured or
-turns out slower runs eagerly.
+A template starts with the eager engine, and is observed. When it runs a second time with equal literals, on
+externals of equal geometry (but for caches that grew, and masks with them), the program is specialised, and
+from then on it runs rewritten, on a GPU as a CUDA graph. The first time what it keeps is compared with an
+eager run of the same call. Whatever does not fit, does not agree, cannot be captured or turns out slower
+runs eagerly.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 from torch import fx
 
 from genie.server.engine import Template
+from genie.server.engines.agree import disagreement
 from genie.server.engines.graphs import CaptureError, GraphPool
 from genie.server.engines.growing import Captured, InPlace
 from genie.server.engines.kv import Value, as_tensor, growths_of
 from genie.server.engines.masks import take_out_masks
 from genie.server.engines.rewrite import rewritten
-from genie.server.engines.specialize import NotSpecializableError, Observation, specialize
+from genie.server.engines.specialize import NotSpecializableError, Observation, TooAlikeError, specialize
 from genie.server.engines.variants import (
     Call,
     Differences,
@@ -33,6 +35,7 @@ from genie.server.engines.variants import (
     Specialised,
     Variant,
 )
+from genie.server.faults import is_device_lost
 from genie.wire.messages import Check, Relayout
 
 log = logging.getLogger("genie.server")
@@ -84,24 +87,45 @@ class Engines:
         """Raises EngineError naming the failing instruction."""
         self._last = None
         call = Call(values, literals, floats)
-        if not self.enabled or checks or tick is not None or template.n_ops < 2:
+        if not self.enabled or tick is not None or template.n_ops < 2:
             return self._eagerly(template, call, checks, tick)
         lane = template.lanes.get(lane_number)
         if lane is None:
             lane = template.lanes[lane_number] = Lane()
         self._last, lane.running = lane, None
-        if lane.refused:
-            return self._eagerly(template, call)
+        if lane.refused or (checks and lane.previous is not None):
+            return self._eagerly(template, call, checks)
         for k, variant in enumerate(lane.variants):
-            if variant.fits(call):
+            if not checks and variant.fits(call):
                 lane.variants.insert(0, lane.variants.pop(k))
                 return self._specialised(template, lane, variant, call) or self._eagerly(template, call)
         previous, lane.previous = lane.previous, None
         differences = previous.differences(call) if previous is not None else None
-        if previous is not None and differences is not None:
-            return self._observed(template, lane, previous, differences, call)
-        self._unlike(template, lane, call, "it never runs twice with equal literals and sizes")
-        return self._eagerly(template, call)
+        if previous is not None and differences is None:
+            self._unlike(template, lane, "it never runs twice with equal literals and sizes")
+        elif previous is not None and differences is not None:
+            variant = self._alike(template, lane, previous, differences, call)
+            if variant is not None:
+                return self._specialised(template, lane, variant, call) or self._eagerly(template, call)
+        if lane.refused:
+            return self._eagerly(template, call)
+        return self._observed(template, lane, call, checks)
+
+    def wants_time(self, template: Template, lane_number: int) -> bool:
+        """Whether it matters how long the next run takes: until the engine is chosen."""
+        if not self.enabled:
+            return False
+        lane: Lane | None = template.lanes.get(lane_number)
+        if lane is None:
+            return True
+        if lane.refused:
+            return False
+        if not lane.variants:
+            return len(lane.eager_s) <= TRIALS
+        return any(
+            len(v.seconds) <= TRIALS or (isinstance(v.engine, Captured) and v.engine.wants_time)
+            for v in lane.variants
+        )
 
     def took(self, seconds: float) -> None:
         """How long the run before took, the device synchronised. An engine that is slower is given up."""
@@ -109,6 +133,8 @@ class Engines:
         if lane is None or lane.refused:
             return
         variant = lane.running
+        if variant is not None and isinstance(variant.engine, Captured):
+            variant.engine.took(seconds)
         if variant is None:
             lane.eager_s = [*lane.eager_s[-TRIALS:], seconds]
         elif len(variant.seconds) <= TRIALS:
@@ -129,51 +155,61 @@ class Engines:
         kept, relayouts = template.run(values, call.literals, call.floats, checks or [], tick)
         return Ran(list(kept), relayouts, {})
 
-    def _observed(
-        self, template: Template, lane: Lane, previous: Remembered, differences: Differences, call: Call
-    ) -> Ran:
+    def _observed(self, template: Template, lane: Lane, call: Call, checks: list[Check]) -> Ran:
+        """An eager run that the next one can be compared with."""
         values = [as_tensor(v) for v in call.values]
         seen = Observation(values)
-        kept = template.observe(values, call.literals, call.floats, seen.add)
         try:
-            variant = self._variant(template, lane, previous, differences, call, seen)
-        except NotSpecializableError as exc:
-            if any(differences):
-                self._unlike(template, lane, call, str(exc))
-            else:
-                self._refuse(template, lane, str(exc))
-        else:
-            lane.unlike = 0
-            lane.variants = [variant, *lane.variants[: MOST_VARIANTS - 1]]
+            kept, relayouts = template.run(values, call.literals, call.floats, checks, see=seen.add)
         finally:
             seen.end()
-        return Ran(list(kept), [], {})
+        lane.previous = Remembered(call, seen)
+        return Ran(list(kept), relayouts, {})
+
+    def _alike(
+        self, template: Template, lane: Lane, previous: Remembered, differences: Differences, call: Call
+    ) -> Variant | None:
+        """A variant for calls like this one and the one before, if there is to be one."""
+        try:
+            variant = self._variant(template, lane, previous, differences, call)
+        except NotSpecializableError as exc:
+            if not any(differences) and not isinstance(exc, TooAlikeError):
+                self._refuse(template, lane, str(exc))
+            else:
+                self._unlike(template, lane, str(exc))
+            return None
+        lane.unlike = 0
+        lane.variants = [variant, *lane.variants[: MOST_VARIANTS - 1]]
+        return variant
 
     def _specialised(self, template: Template, lane: Lane, variant: Variant, call: Call) -> Ran | None:
+        eager = None if variant.verified else self._eagerly(template, call)
         try:
             kept = variant.engine.run(call)
-        except torch.cuda.OutOfMemoryError:
+            if kept is None:
+                return eager
+            if eager is None or not (reason := disagreement(kept, eager.values)):
+                variant.verified, lane.running = True, variant
+                compiled = {"engine_compiled": 1} if variant.engine.compiled else {}
+                return Ran(kept, [], variant.counters | compiled)
+        except torch.OutOfMemoryError:
             reason = "the device has no memory left for it"
         except CaptureError as exc:
             reason = str(exc)
-        except Exception as exc:  # noqa: BLE001 - logged; where the program is wrong, its eager run raises
+        except Exception as exc:
+            if is_device_lost(exc):
+                raise
+            # Where the program itself is wrong, its eager run raises.
             reason = f"{type(exc).__name__}: {exc}"
-        else:
-            if kept is None:
-                return None
-            lane.running = variant
-            return Ran(kept, [], variant.counters)
         lane.variants.remove(variant)
         self._refuse(template, lane, f"{variant.engine.name}: {reason}")
-        ran = self._eagerly(template, call)
+        ran = eager if eager is not None else self._eagerly(template, call)
         return ran._replace(counters={"engine_failed": 1})
 
-    def _unlike(self, template: Template, lane: Lane, call: Call, reason: str) -> None:
+    def _unlike(self, template: Template, lane: Lane, reason: str) -> None:
         lane.unlike += 1
         if lane.unlike >= UNLIKE_RUNS:
             self._refuse(template, lane, reason)
-        else:
-            lane.previous = Remembered(call)
 
     def _refuse(self, template: Template | None, lane: Lane, reason: str) -> None:
         lane.refused, lane.previous = reason, None
@@ -183,10 +219,9 @@ class Engines:
     # -- making variants -------------------------------------------------------------------------
 
     def _variant(
-        self, template: Template, lane: Lane, previous: Remembered, differences: Differences, call: Call,
-        seen: Observation,
-    ) -> Variant:  # fmt: skip
-        graph = specialize(template, call.literals, call.floats, seen)
+        self, template: Template, lane: Lane, previous: Remembered, differences: Differences, call: Call
+    ) -> Variant:
+        graph = specialize(template, previous.literals, previous.floats, previous.seen)
         pasts = {g.past for g in growths_of(graph)}
         grown = differences.externals - pasts
         if (grown or differences.literals) and not pasts:
@@ -205,10 +240,11 @@ class Engines:
         program = Specialised(graph, growths, masks, [i for i, _ in inputs])
         counters = {"rewritten": sum(rewrites.values())} if rewrites else {}
         if self._pool is not None and "graph" in self.enabled:
-            self._check_capturable(graph, inputs, call, seen)
+            self._check_capturable(graph, inputs, call, previous.seen)
             addresses = tuple((i, as_tensor(call.values[i]).data_ptr(), g) for i, _, g in bound)
             key = (template.digest, tuple(literals), tuple(call.floats), tuple(inputs), addresses)
-            engine: Engine = Captured(program, self._pool, key, self._device)
+            compiler = self._pool.compiler if "compiled" in self.enabled else None
+            engine: Engine = Captured(program, self._pool, key, self._device, compiler)
             counters["engine_graph"] = 1
         elif rewrites:
             engine = InPlace(program, self._device)

@@ -24,6 +24,10 @@ class NotSpecializableError(Exception):
     """Why a template stays with the eager engine."""
 
 
+class TooAlikeError(NotSpecializableError):
+    """Two runs do not tell what differs between runs; two others may."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """Geometry of one tensor, in elements. ``storage`` numbers the storages of one run: equal for values

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from genie.server.engines.kv import Growth, State, Value
 from genie.server.engines.masks import Masks
+from genie.server.engines.specialize import Observation
 
 
 class Geometry(NamedTuple):
@@ -50,9 +51,10 @@ class Differences(NamedTuple):
 
 
 class Remembered:
-    """A call, without its tensors."""
+    """A call, without its tensors, and what was seen when it ran."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, seen: Observation) -> None:
+        self.seen = seen
         self.literals, self.floats = list(call.literals), list(call.floats)
         self.refs = [None if isinstance(v, State) else weakref.ref(v) for v in call.values]
         self.geometries = [Geometry.of(v) for v in call.values]
@@ -92,6 +94,10 @@ class Engine(Protocol):
     #: whether externals that are no inputs must be where they were when it was made
     reads_in_place: bool
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the run before ran compiled code."""
+
     def run(self, call: Call) -> list[Value | None] | None:
         """The kept values; None where the call does not fit after all. Raises CaptureError, torch's
         OutOfMemoryError, or what the program raises."""
@@ -108,6 +114,7 @@ class Variant:
     inputs: list[tuple[int, Geometry]]
     engine: Engine
     counters: dict[str, int]
+    verified: bool = False  # it gave what the eager engine gave, once
     seconds: list[float] = field(default_factory=list)
 
     def fits(self, call: Call) -> bool:

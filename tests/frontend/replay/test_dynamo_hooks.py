@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
+import genie
 from genie.frontend.replay import dynamo
-from genie.frontend.tensor import LazyTensor
+from genie.frontend.tensor import LazyTensor, without_contents
 
 
 def test_dynamo_takes_lazy_tensors_as_plain_ones() -> None:
@@ -18,6 +21,14 @@ def test_dynamo_takes_lazy_tensors_as_plain_ones() -> None:
         assert table[LazyTensor] is builder.VariableBuilder.wrap_tensor
         assert table[torch.Tensor] is builder.VariableBuilder.wrap_tensor
     assert builder.infer_subclass_type(torch.ones(1)) is None
+
+
+def test_dynamo_asks_where_parameters_are_marked() -> None:
+    from torch._dynamo.variables import builder
+
+    dynamo.install()
+    assert builder.VariableBuilder.mark_static_input.__module__ == dynamo.__name__
+    assert "ID_MATCH" in inspect.getsource(builder.VariableBuilder.wrap_tensor)  # for marked ones
 
 
 def test_hooks_of_modules_are_guarded() -> None:
@@ -47,3 +58,15 @@ def test_the_backend_is_found_by_its_name() -> None:
     from genie.frontend.replay.backend import backend
 
     assert lookup_backend("genie") is backend
+
+
+def test_a_guard_on_a_parameter_does_not_read_it() -> None:
+    """Some versions of torch write the ``repr`` of what they guard into the guard."""
+    dynamo.install()
+    with genie.local() as session, torch.no_grad():
+        parameter = nn.Parameter(torch.ones(3, device="genie"))
+        syncs = session.recorder.syncs
+        with without_contents():
+            assert repr(parameter) == "tensor(..., device='genie:0', size=(3,), dtype=torch.float32)"
+        assert session.recorder.syncs == syncs
+        assert "1., 1., 1." in repr(parameter)

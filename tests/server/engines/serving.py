@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,9 +29,7 @@ class Serving:
 
     def __init__(self, memory_limit: int = 0) -> None:
         tail = TailHandler()
-        self.server = Server(
-            ServeOptions(memory_limit=memory_limit), device_slot("cpu", 0), TOKEN, tail
-        )
+        self.server = Server(ServeOptions(memory_limit=memory_limit), device_slot("cpu", 0), TOKEN, tail)
         self.address = self.server.address
         self.device = self.server._device
         self.thread = threading.Thread(target=self.server.serve, daemon=True)
@@ -98,6 +96,3 @@ def tokens(model: nn.Module, ids: torch.Tensor, device: str, new: int = 24, **op
 
 def prompt(seed: int = 0, length: int = 9, batch: int = 1, vocabulary: int = 512) -> torch.Tensor:
     return torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-Probe = Callable[[], None]

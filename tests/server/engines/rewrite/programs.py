@@ -28,7 +28,7 @@ class Run:
     def specialized(self) -> tuple[fx.Graph, list[Tensor | None]]:
         """The program, and what it keeps when run instruction by instruction."""
         seen = Observation(self.ext)
-        values = self.template.observe(self.ext, self.literals, self.floats, seen.add)
+        values = self.template.run(self.ext, self.literals, self.floats, [], see=seen.add)[0]
         return specialize(self.template, self.literals, self.floats, seen), values
 
 
