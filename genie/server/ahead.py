@@ -31,8 +31,10 @@ from genie.wire.tensors import spec_of, to_wire
 from genie.wire.vectors import Vectors
 
 if TYPE_CHECKING:
-    from genie.server.execute import Device, Executor, Ran
+    from genie.server.device import Device
+    from genie.server.execute import Executor
     from genie.server.store import HandleStore
+    from genie.server.timing import Ran
 
 log = logging.getLogger("genie.server")
 

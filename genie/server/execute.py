@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,27 +15,23 @@ from torch import Tensor
 from genie.config import ENGINES, MAX_RUN_AHEAD
 from genie.errors import GenieError, ProtocolError
 from genie.server.ahead import Foreseen, RunAhead, described, to_wires
+from genie.server.device import Device
 from genie.server.engine import EngineError, OpTable, Template, compile_template, names_of
 from genie.server.engines import rewrite
-from genie.server.engines.graphs import SHARE_OF_MEMORY, GraphPool
-from genie.server.engines.inductor import Compiler
 from genie.server.engines.kv import Value
 from genie.server.engines.select import Engines
 from genie.server.faults import Fault, fault_of
 from genie.server.store import HandleStore, storage_key
-from genie.server.timing import HostSpan, LateReceipt, Span, StreamSpan
+from genie.server.timing import HostSpan, LateReceipt, Ran, StreamSpan
 from genie.server.trace import SessionTrace
-from genie.server.transfers import Transfers
 from genie.wire.messages import (
     MAX_LANES,
     BriefReceipt,
     Check,
     Configure,
-    DeviceFacts,
     Execute,
     LiveValue,
     ProgramReceipt,
-    Relayout,
     Result,
     TemplateBody,
     TensorSpec,
@@ -48,73 +40,9 @@ from genie.wire.receipts import Abridger
 from genie.wire.tensors import bytes_of_storage, spec_of, unpack
 from genie.wire.vectors import Predictor, Vectors
 
-log = logging.getLogger("genie.server")
-
 MAX_TEMPLATES = 4096
 #: values that the predictions of one session's templates may hold
 MAX_PREDICTED = 1 << 27
-
-
-class Device:
-    """The one device of this server. ``lock`` serialises execution between sessions."""
-
-    def __init__(self, device: torch.device, name: str, facts: DeviceFacts) -> None:
-        self.torch_device = device
-        self.transfers = Transfers(device)
-        self.name = name
-        self.facts = facts
-        self.lock = threading.Lock()
-        #: executors of requests that wait for the lock: what nobody asked for lets them go first
-        self.waiting: set[Executor] = set()
-        self.pid = os.getpid()
-        self.is_cuda = device.type == "cuda"
-        self.graphs: GraphPool | None = None
-        if self.is_cuda:
-            total = torch.cuda.get_device_properties(device).total_memory
-            self.graphs = GraphPool(int(SHARE_OF_MEMORY * total), compiler=Compiler(device))
-        #: why no request can be served any more; "" while the device works
-        self.lost = ""
-        self.busy_ns = 0  # of executing programs, all sessions; written under the lock
-        self.synchronize: Callable[[], None] = self._synchronize_cuda if self.is_cuda else _nothing
-
-    def lose(self, reason: str) -> None:
-        """It cannot be used again by this process."""
-        if not self.lost:
-            self.lost = reason
-            log.critical("every request is refused from now on: %s", reason)
-
-    def _synchronize_cuda(self) -> None:
-        torch.cuda.synchronize(self.torch_device)
-
-    @property
-    def generator(self) -> torch.Generator:
-        if self.is_cuda:
-            torch.cuda.init()
-            return torch.cuda.default_generators[self.torch_device.index]
-        return torch.default_generator
-
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """Keeps the strides. On the CPU the tensor itself. For the holder of the lock; see `Transfers`."""
-        return self.transfers.to_device(tensor)
-
-    def new_payload(self, nbytes: int) -> Tensor:
-        """Host memory to receive into; for a GPU pinned, as far as that goes."""
-        return self.transfers.new_payload(nbytes)
-
-
-def _nothing() -> None:
-    pass
-
-
-@dataclass(slots=True)
-class Ran:
-    """What running a template once gave."""
-
-    values: Sequence[Value | None]  # the kept ones, in order
-    relayouts: list[Relayout]
-    span: Span
-    cpu_s: float
-    counters: dict[str, int] = field(default_factory=dict)
 
 
 #: see `Executor.execute`
@@ -433,7 +361,7 @@ class Executor:
 
         def receipt() -> ProgramReceipt:
             ns = ran.span.ns
-            device.busy_ns += ns
+            device.was_busy(ns)
             cpu_s = ran.cpu_s + missed_cpu_s
             return ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, ns * 1e-6, cpu_s, counters)
 

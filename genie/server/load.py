@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from genie.doctor import cgroups
-from genie.server.execute import Device
+from genie.server.device import Device
 from genie.wire.messages import LoadReply
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from genie.errors import GenieError, PeerError, ProtocolError
-from genie.server.execute import Device
+from genie.server.device import Device
 from genie.server.faults import Fault, fault_of
 from genie.server.peer_group import PeerGroup, open_store
 from genie.server.store import HandleStore

@@ -22,7 +22,7 @@ from genie.device_facts import cpu_model, device_facts
 from genie.devices import DeviceSlot, pin, resolve_device_type
 from genie.errors import ConfigError, ConnectError
 from genie.server.checkpoints import Checkpoints
-from genie.server.execute import Device
+from genie.server.device import Device
 from genie.server.faults import TailHandler
 from genie.server.session import ServerState, Session
 from genie.server.weights import WeightStore

@@ -15,7 +15,8 @@ from torch import Tensor
 from genie.errors import AuthError, DeviceLostError, GenieError, ProtocolError
 from genie.gpu_meter import GpuMeter
 from genie.server.checkpoints import Checkpoints
-from genie.server.execute import MAX_TEMPLATES, Device, Executor
+from genie.server.device import Device
+from genie.server.execute import MAX_TEMPLATES, Executor
 from genie.server.faults import Fault, fault_of
 from genie.server.load import load_of
 from genie.server.offers import Offers

@@ -1,14 +1,16 @@
-"""How long a program took on the device, without making its successor wait."""
+"""What running a program gave, and how long it took, without making its successor wait."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from genie.wire.messages import ProgramReceipt
+from genie.server.engines.kv import Value
+from genie.wire.messages import ProgramReceipt, Relayout
 
 
 class Span(Protocol):
@@ -62,6 +64,17 @@ class StreamSpan:
             self._end.synchronize()
             self._ns = round(self._begin.elapsed_time(self._end) * 1e6)
         return self._ns
+
+
+@dataclass(slots=True)
+class Ran:
+    """What running a template once gave."""
+
+    values: Sequence[Value | None]  # the kept ones, in order
+    relayouts: list[Relayout]
+    span: Span
+    cpu_s: float
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 #: makes a program's receipt; waits for the program

@@ -43,7 +43,7 @@ class Transfers:
             self.pool.reserve(PIECES, PIECE)
         #: on which contents and inputs are copied to the GPU
         self.stream: Any = torch.cuda.Stream(device) if self.is_cuda else None
-        #: host memory that copies may still read, with the event after each
+        #: host memory that copies may still read or write, with the event after each
         self._read: deque[tuple[Any, Tensor]] = deque()
 
     def new_payload(self, nbytes: int) -> Tensor:
@@ -55,6 +55,10 @@ class Transfers:
                 return block
         return new_payload(nbytes)
 
+    def _forget_done(self) -> None:
+        while self._read and self._read[0][0].query():
+            self._read.popleft()
+
     # -- to the device ---------------------------------------------------------------------------
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -62,8 +66,7 @@ class Transfers:
         the caller does not wait, and must not write to ``tensor`` any more. One thread at a time."""
         if not self.is_cuda:
             return tensor
-        while self._read and self._read[0][0].query():
-            self._read.popleft()
+        self._forget_done()
         if tensor.nbytes < PINNED_FROM:
             return tensor.to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)
@@ -106,10 +109,11 @@ class Transfers:
         return self.reading(tensors)()
 
     def reading(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-        """`to_host` under way: what is returned waits for it."""
+        """`to_host` under way: what is returned waits for it. One thread at a time."""
         if not self.is_cuda:
             found = list(tensors)
             return lambda: found
+        self._forget_done()
         copies: list[Tensor] = []
         for t in tensors:
             plain = t.resolve_conj().resolve_neg()
@@ -120,6 +124,8 @@ class Transfers:
             host = torch.empty(0, dtype=plain.dtype).set_(memory.untyped_storage(), 0, plain.shape, stride)
             copies.append(host.copy_(plain, non_blocking=True))
         done = torch.cuda.current_stream(self._device).record_event()
+        # Whoever asked may lose interest: the pool's memory is not lent again before the copies are there.
+        self._read += ((done, copy) for copy in copies if copy.nbytes >= PINNED_FROM)
 
         def read() -> list[Tensor]:
             done.synchronize()

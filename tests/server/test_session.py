@@ -12,7 +12,8 @@ import torch
 from genie.device_facts import DeviceFacts
 from genie.errors import OutOfMemoryError, ProtocolError, RemoteOpError, UnsupportedOpError
 from genie.runtime.connection import fetched_tensors
-from genie.server.execute import Device, Executor
+from genie.server.device import Device
+from genie.server.execute import Executor
 from genie.server.faults import Fault
 from genie.server.store import HandleStore
 from genie.wire.digest import digest as digest_of
