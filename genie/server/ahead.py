@@ -108,6 +108,7 @@ class Foreseen:
             and m.fetch == seen.fetch
             and m.describe == seen.describe
             and _is_plain(m)
+            and not m.vectors  # they are as both ends predict them, bit by bit
             and vectors == self.vectors
         )
 

@@ -33,7 +33,7 @@ _KNOWN = {
 #: in the names of ops that check indices, or anything else, on the device
 _CHECKING = (
     "index", "gather", "scatter", "take", "put", "embedding", "nll_loss", "cross_entropy", "one_hot",
-    "_assert", "unpool", "bincount", "ctc_loss",
+    "_assert", "unpool", "bincount", "ctc_loss", "margin",
 )  # fmt: skip
 
 
@@ -52,6 +52,8 @@ class Bounds:
                 wanted += reads
             elif any(part in op.name for part in _CHECKING):
                 self.provable = False
+        if self._checks and any(op.written for op, _, _ in template.instructions):
+            self.provable = False  # an index may be written to in place
         #: instructions that make indices or what is indexed, in order
         needed: set[int] = set()
         while wanted and len(needed) <= MAX_INSTRUCTIONS:

@@ -52,6 +52,11 @@ class Device:
         with self._counting:
             self.busy_ns += ns
 
+    def use_here(self) -> None:
+        """To be called first in each thread that works on it: each has a current GPU of its own."""
+        if self.is_cuda:
+            torch.cuda.set_device(self.torch_device)
+
     def _synchronize_cuda(self) -> None:
         torch.cuda.synchronize(self.torch_device)
 

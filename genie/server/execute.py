@@ -357,13 +357,14 @@ class Executor:
             counters["replayed"] = 1
         if ran.relayouts:
             counters["relayouts"] = len(ran.relayouts)
-        ops, digest = template.n_ops, template.digest
+        # Nothing else of the program may live until its receipt is told: not what it kept.
+        nonce, ops, digest = m.nonce, template.n_ops, template.digest
+        span, cpu_s = ran.span, ran.cpu_s + missed_cpu_s
 
         def receipt() -> ProgramReceipt:
-            ns = ran.span.ns
+            ns = 0 if device.lost else span.ns
             device.was_busy(ns)
-            cpu_s = ran.cpu_s + missed_cpu_s
-            return ProgramReceipt(device.pid, device.name, m.nonce, ops, digest, ns * 1e-6, cpu_s, counters)
+            return ProgramReceipt(device.pid, device.name, nonce, ops, digest, ns * 1e-6, cpu_s, counters)
 
         return receipt
 

@@ -302,6 +302,8 @@ class _UnderWay:
                     return
                 group, work, other, buffer = self._transfers[0]
             nbytes, done = buffer.numel(), False
+            if buffer.is_cuda:
+                torch.cuda.set_device(buffer.device)  # which GPU is the current one is a thread's own
             try:
                 group.wait(work, other)
                 done = True

@@ -105,7 +105,8 @@ class Session:
     # -- the loop --------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        torch.set_grad_enabled(False)  # of this thread
+        torch.set_grad_enabled(False)  # of this thread, as the next one is
+        self._state.device.use_here()
         try:
             self._handshake()
             self._loop()
@@ -177,13 +178,13 @@ class Session:
         uploads = self._uploads.waiting
         while True:
             if uploads and self._uploads.may_settle(channel):
-                self._uploads.settle()  # other sessions may want these contents
+                self._settle()  # other sessions may want these contents
             # What was asked for goes first.
             while ahead.is_due and not channel.has_more() and ahead.step():
                 pass
             message, payload = receive(allocate)
             if uploads and type(payload) is not Landing:
-                self._uploads.settle()
+                self._settle()
             refusal, self._refusal = self._refusal, None
             if self._state.device.lost:
                 refusal = self._lost()
@@ -215,7 +216,9 @@ class Session:
                     if kind not in HARMLESS:
                         ahead.interrupt()
                     send(self._answer(message, refusal))
-            except Fault as fault:
+            except (Fault, RuntimeError) as exc:
+                # What failed on the device may be told only now, by whoever waits for it.
+                fault = exc if isinstance(exc, Fault) else fault_of(exc, device=self._state.device.name)
                 self._note(fault)
                 ahead.interrupt()
                 if kind is Execute and message.quiet:
@@ -253,6 +256,14 @@ class Session:
         except (GenieError, RuntimeError, MemoryError) as exc:
             self._refusal = fault_of(exc, device=self._state.device.name)
             return None
+
+    def _settle(self) -> None:
+        try:
+            self._uploads.settle()
+        except RuntimeError as exc:
+            fault = fault_of(exc, device=self._state.device.name)
+            self._note(fault)
+            self._deferred = self._deferred or fault
 
     def _note(self, fault: Fault) -> None:
         log.warning("%s: %s: %s", self.name, fault.error, fault.message)

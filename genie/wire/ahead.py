@@ -75,7 +75,8 @@ def announce(tensors: Iterable[Tensor]) -> None:
         return
     seen = set()
     for t in tensors:
-        if t.device.type == "cpu" and t.layout is torch.strided and t.nbytes >= SHARED_BYTES:
+        counted = not t.is_inference()  # writes to the others leave no trace
+        if t.device.type == "cpu" and t.layout is torch.strided and t.nbytes >= SHARED_BYTES and counted:
             t = t.detach()
             plain = is_dense(t.shape, t.stride()) and not t.is_conj() and not t.is_neg()
             if plain and t.data_ptr() not in seen:

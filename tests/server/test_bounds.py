@@ -54,6 +54,15 @@ def test_the_dimension_counts(op, dim, holds):
     assert found.hold([TABLE, index], [dim], []) is holds
 
 
+def test_an_index_that_is_written_to_is_not_proven():
+    found = bounds(
+        ("aten::add_.Tensor", [["t"], ["t"]], [-2, -2], [0]),
+        (*EMBEDDING, [-1, -2]),
+        n_ext=2,
+    )
+    assert not found.provable
+
+
 def test_programs_without_indices_hold():
     assert bounds(("aten::add.Tensor", [["t"], ["t"]], [-1, -1]), n_ext=1).hold([TABLE], [], [])
 

@@ -178,20 +178,21 @@ class GraphPool:
     def add(self, key: Any, make: Callable[[], Instance]) -> Instance:
         """Makes one, evicting those used last longest ago. Raises CaptureError, also where
         those in use would be over the limit, and OutOfMemoryError."""
-        alike = self._instances.setdefault(key, [])
-        if len(alike) >= MOST_ALIKE:
+        if len(self._instances.get(key, ())) >= MOST_ALIKE:
             raise CaptureError(f"{MOST_ALIKE} generations use this program at the time")
+        instance: Instance | None = None
         try:
             instance = make()
         except torch.cuda.OutOfMemoryError:
             if not self._evict_all_free():
                 raise
+        if instance is None:  # once more, when nothing of the first attempt is held any longer
             torch.cuda.empty_cache()
             instance = make()
         needed = instance.nbytes + sum(i.nbytes for same in self._instances.values() for i in same if i.busy)
         if needed > self.limit:
             raise CaptureError(f"graphs in use would hold {needed} bytes, over their limit of {self.limit}")
-        alike.append(instance)
+        self._instances.setdefault(key, []).append(instance)
         while self.nbytes > self.limit and self._evict_oldest(but=instance):
             pass
         return instance

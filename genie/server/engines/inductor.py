@@ -132,6 +132,8 @@ class Compiler:
                 self._thread.start()
 
     def _compile_all(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # which GPU is the current one is a thread's own
         while True:
             work = self._work.get()
             if work is None:

@@ -81,11 +81,14 @@ class Buffers:
     @property
     def length(self) -> int:
         """Of the longest living state; 0 when they are free."""
-        return max((s.length for s in self.steps), default=0)
+        return max((s.length for s in list(self.steps)), default=0)
 
     def load(self, past: Sequence[Tensor | State]) -> None:
-        """Copies the pasts into the buffers."""
+        """Copies the pasts into the buffers. Behind them are zeros: what another generation left there is
+        masked, but a NaN of it would not be."""
         length = past[0].shape[2]
+        if length < self.capacity:
+            torch._foreach_zero_([b.narrow(2, length, self.capacity - length) for b in self.tensors])
         torch._foreach_copy_(
             [b.narrow(2, 0, length) for b in self.tensors],
             [p if isinstance(p, Tensor) else p.view() for p in past],

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from genie.server.engine import Template
 from genie.server.engines.kv import attends
+from genie.server.engines.rewrite import facts
 from genie.server.engines.specialize import NotSpecializableError, Spec, TooAlikeError
 
 #: instructions that may be run beside a graph
@@ -79,6 +80,8 @@ def take_out_masks(
             raise NotSpecializableError(f"a mask of shape {spec.shape} is no row for each query")
         specs.append((spec, next(iter(node.users)).args[0].meta["spec"].dtype))  # type: ignore[union-attr]
     needed = _ancestors(ends)
+    if facts.storages(needed | varying) & facts.written_storages(graph):
+        raise NotSpecializableError("a mask is written to in place")
     instructions = sorted({n.meta["instruction"] for n in needed if n.op == "call_function"})
     if len(instructions) > MOST_INSTRUCTIONS:
         raise NotSpecializableError(f"its masks take {len(instructions)} instructions")

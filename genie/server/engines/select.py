@@ -34,6 +34,7 @@ from genie.server.engines.variants import (
     Remembered,
     Specialised,
     Variant,
+    bits,
 )
 from genie.server.faults import is_device_lost
 from genie.wire.messages import Check, Relayout
@@ -122,9 +123,9 @@ class Engines:
             return False
         if not lane.variants:
             return len(lane.eager_s) <= TRIALS
-        return any(
-            len(v.seconds) <= TRIALS or (isinstance(v.engine, Captured) and v.engine.wants_time)
-            for v in lane.variants
+        front = lane.variants[0]
+        return len(front.seconds) <= TRIALS or (
+            isinstance(front.engine, Captured) and front.engine.wants_time
         )
 
     def took(self, seconds: float) -> None:
@@ -242,7 +243,7 @@ class Engines:
         if self._pool is not None and "graph" in self.enabled:
             self._check_capturable(graph, inputs, call, previous.seen)
             addresses = tuple((i, as_tensor(call.values[i]).data_ptr(), g) for i, _, g in bound)
-            key = (template.digest, tuple(literals), tuple(call.floats), tuple(inputs), addresses)
+            key = (template.digest, tuple(literals), bits(call.floats), tuple(inputs), addresses)
             compiler = self._pool.compiler if "compiled" in self.enabled else None
             engine: Engine = Captured(program, self._pool, key, self._device, compiler)
             counters["engine_graph"] = 1
@@ -252,7 +253,7 @@ class Engines:
             raise NotSpecializableError("there is nothing to rewrite")
         log.info("a template of %d ops runs as %s: %s", template.n_ops, engine.name, rewrites or "it is")
         varying = tuple(sorted(differences.literals))
-        return Variant(literals, list(call.floats), varying, bound, inputs, engine, counters)
+        return Variant(literals, bits(call.floats), varying, bound, inputs, engine, counters)
 
     def _externals(
         self, lane: Lane, previous: Remembered, call: Call, but: set[int]

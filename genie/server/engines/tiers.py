@@ -65,8 +65,8 @@ class Tiers:
     @property
     def wants_time(self) -> bool:
         """Whether the next run is one of those that are compared."""
-        tiers = self._tiers.values()
-        return any(t.runs <= TRIALS or (t.trials <= TRIALS and _is_ready(t)) for t in tiers)
+        tier = self._tiers.get(self.capacity)
+        return tier is None or tier.runs <= TRIALS or (tier.trials <= TRIALS and _is_ready(tier))
 
     def took(self, seconds: float) -> bool:
         """The run before. False if compiled code is given up for that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -43,6 +44,11 @@ class Call(NamedTuple):
     floats: Sequence[float]
 
 
+def bits(floats: Sequence[float]) -> bytes:
+    """What tells floats apart: 0.0 from -0.0, and not NaN from itself."""
+    return array("d", floats).tobytes()
+
+
 class Differences(NamedTuple):
     """Between two calls: numbers of the ints that differ, and of the externals whose geometry does."""
 
@@ -56,12 +62,13 @@ class Remembered:
     def __init__(self, call: Call, seen: Observation) -> None:
         self.seen = seen
         self.literals, self.floats = list(call.literals), list(call.floats)
+        self._bits = bits(call.floats)
         self.refs = [None if isinstance(v, State) else weakref.ref(v) for v in call.values]
         self.geometries = [Geometry.of(v) for v in call.values]
 
     def differences(self, call: Call) -> Differences | None:
         """None for calls that are not of a kind: another number of ints or dimensions, or other floats."""
-        if self.floats != call.floats or len(self.literals) != len(call.literals):
+        if self._bits != bits(call.floats) or len(self.literals) != len(call.literals):
             return None
         pairs = zip(self.literals, call.literals, strict=True)
         literals = {i for i, (a, b) in enumerate(pairs) if a != b}
@@ -108,7 +115,7 @@ class Variant:
     """An engine with the kind of calls that it is for."""
 
     literals: list[int | None]  # None: whatever it is
-    floats: list[float]
+    floats: bytes  # see `bits`
     varying: tuple[int, ...]  # numbers of the ints that are None
     bound: list[tuple[int, weakref.ref, Geometry]]  # externals that were the same tensor twice
     inputs: list[tuple[int, Geometry]]
@@ -123,7 +130,7 @@ class Variant:
             literals = list(literals)
             for i in self.varying:
                 literals[i] = None  # type: ignore[call-overload]
-        if self.literals != literals or self.floats != call.floats:
+        if self.literals != literals or self.floats != bits(call.floats):
             return False
         values = call.values
         for i, ref, geometry in self.bound:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import time
 
 import pytest
 import torch
@@ -222,6 +224,67 @@ def test_masks_are_made_beside_the_graph(serving):
     compare(serving, model, run, least=20)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_mask_that_is_made_in_place(serving, in_place):
+    """The first generation has no padding, the next has: what is written into a mask counts."""
+
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder = Decoder(groups=4)
+
+        def forward(self, ids, pasts, valid):
+            batch, n = ids.shape
+            positions = torch.arange(valid.shape[1], device=ids.device)
+            mask = torch.zeros((batch, 1, n, valid.shape[1]), device=ids.device)
+            seen = (positions.view(1, 1, 1, -1) <= positions[-n:].view(1, 1, n, 1)) & valid.bool().view(
+                batch, 1, 1, -1
+            )
+            mask = mask.masked_fill_(~seen, -1e9) if in_place else mask.masked_fill(~seen, -1e9)
+            return self.decoder(ids, pasts, mask)
+
+    model = Masked().eval()
+    ids = prompt(batch=2, vocabulary=64)
+
+    def run(m, device):
+        found = []
+        for padded in (0, 4):
+            valid = torch.ones_like(ids)
+            valid[1, :padded] = 0
+            mask = valid.to(device)
+            token, caches = choose(*m(ids.to(device), None, mask))
+            for _ in range(12):
+                mask = torch.cat([mask, torch.ones((2, 1), dtype=torch.int64).to(device)], dim=1)
+                # The mask comes from a program of its own, as it does in `generate`.
+                assert ((token > 99).sum() + mask.sum()).item() == mask.numel() - padded
+                logits, caches = m(token, caches, mask)
+                token, _ = choose(logits, caches)
+                found.append(logits.cpu())
+        return found
+
+    compare(serving, model, run, least=0 if in_place else 8)
+
+
+def test_what_another_generation_left_is_gone(serving, model):
+    """Masked positions count for nothing, but NaN times nothing is NaN."""
+
+    def run(m, device):
+        decode(m, *choose(*m(IDS.to(device), None)), 20)
+        return [generate(m, IDS[:, :3].to(device), 12)]
+
+    with torch.no_grad():
+        expected = run(model, "cpu")
+    with session(serving, replay=False):
+        remote = copy.deepcopy(model).to("genie")
+        run(remote, "genie")
+        if serving.device.graphs is not None:
+            for alike in serving.pool._instances.values():
+                for instance in alike:
+                    for buffer in instance.buffers.tensors if instance.buffers is not None else ():
+                        buffer.fill_(float("nan"))
+        torch.testing.assert_close(run(remote, "genie"), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_bias_for_each_head_is_a_mask(serving):
     class Biased(torch.nn.Module):
         def __init__(self, groups):
@@ -325,3 +388,25 @@ def test_running_ahead_changes_nothing(serving, model):
         return tokens + read
 
     assert compare(serving, model, run, run_ahead=1)["ahead"]
+
+
+def test_a_program_without_reply_keeps_nothing_alive(serving):
+    """Its receipt is told with the next reply; what it made is released long before."""
+    shape = (313, 7)
+
+    def held() -> int:
+        """Tensors of that shape in the server, which is in this process."""
+        return sum(type(t) is torch.Tensor and t.shape == shape for t in gc.get_objects())
+
+    with session(serving, replay=False) as opened:
+        x = torch.ones(shape).to("genie")
+        (x + 1).sum().item()
+        before = held()
+        for _ in range(20):
+            x = x + 1
+            opened.recorder.flush()
+        deadline = time.monotonic() + 20.0
+        while held() > before + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held() <= before + 3
+        assert x[0, 0].item() == 21.0
