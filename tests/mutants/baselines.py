@@ -18,6 +18,7 @@ import torch
 from genie.baselines.genie_remote import GenieFull
 from genie.baselines.local_pytorch import LocalPytorch
 from genie.baselines.protocol import Receipt, Reply, Setup, Wire
+from genie.bench.features import COUNTED
 from genie.bench.options import features_without
 from genie.devices import DeviceSlot
 from genie.workloads.protocol import ModelInfo, Request, Response, Workload
@@ -147,12 +148,18 @@ class FlagThatChangesNothing(GenieFull):
 
 
 class FlagWithForgedCounters(FlagThatChangesNothing):
-    """Also counts its programs as if they had left nothing on the server."""
+    """Also counts its programs as if they had left nothing on the server, and nothing had run ahead or on
+    another engine."""
 
     def account(self) -> Reply:
         reply = super().account()
+        told = {name for names in COUNTED.values() for name in names}
         reply.receipts = [
-            replace(receipt, counters={**receipt.counters, "stateless": receipt.programs or 0})
+            replace(
+                receipt,
+                counters={k: v for k, v in receipt.counters.items() if k not in told}
+                | {"stateless": receipt.programs or 0},
+            )
             for receipt in reply.receipts
         ]
         return reply

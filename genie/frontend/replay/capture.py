@@ -112,7 +112,11 @@ class Capture(TorchDispatchMode):
         """A tensor that the graph holds: one external, however often the graph reads it."""
         fake = self._fakes.get(id(value))
         if fake is None:
-            fake = self._fakes[id(value)] = fake_of(value, self._mode)
+            paused, self._paused = self._paused, True  # making the fake is no op of the program
+            try:
+                fake = self._fakes[id(value)] = fake_of(value, self._mode)
+            finally:
+                self._paused = paused
             self.attributes.append(value)
             self._n_ext += 1
             self._bind(fake, -self._n_ext)
